@@ -1,0 +1,131 @@
+"""Lays what the user wrote over the defaults: core < family < flavour < derived < written. Every value keeps its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.derive import Known, derive, derive_image, derive_text_embeds, dtypes
+from simpletuner.config.effects import without_effect
+from simpletuner.config.entries import Entry
+from simpletuner.config.layers import Given
+from simpletuner.config.options import Section, options_of
+from simpletuner.config.run import Hardware, Run
+from simpletuner.config.sections import SECTIONS
+from simpletuner.config.spelling import uses_environment
+from simpletuner.config.vocabulary import FamilyFacts
+
+__all__ = ["compose"]
+
+
+@dataclass(frozen=True)
+class Layered:
+    """Values with their sources."""
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+    def over(self, values: Mapping[str, Any], source: str) -> Layered:
+        """Another layer on top; names that are not declared below are not its business."""
+        known = {name: value for name, value in values.items() if name in self.values}
+        return Layered({**self.values, **known}, {**self.sources, **dict.fromkeys(known, source)})
+
+    def given(self, given: Mapping[str, Given]) -> Layered:
+        """What the user wrote, on top."""
+        values = {name: one.value for name, one in given.items()}
+        return Layered({**self.values, **values}, {**self.sources, **{name: one.source for name, one in given.items()}})
+
+
+def _core(*sections: type[Section]) -> Layered:
+    fields = {name: info for section in sections for name, info in section.model_fields.items()}
+    return Layered(
+        {name: None if info.is_required() else info.get_default() for name, info in fields.items()},
+        dict.fromkeys(fields, "core"),
+    )
+
+
+def compose(
+    family: FamilyFacts,
+    given: Mapping[str, Given],
+    entries: Sequence[Entry],
+    hardware: Hardware,
+    config_path: Path | None,
+    notices: Sequence[str],
+) -> Run:
+    """The run as asked for; whether it makes sense is for the rules to say."""
+    parts = {**SECTIONS, "family": family.Options}
+    layers = (
+        _core(*parts.values()).over(family.defaults, "family").over(_flavour_defaults(family, given), "flavour").given(given)
+    )
+    derived = derive(Known(layers.values, given.keys(), family), hardware)
+    layers = layers.over(derived.values, "derived")
+    values = layers.values
+    built: dict[str, Any] = {
+        name: part.model_validate({key: values[key] for key in part.model_fields}) for name, part in parts.items()
+    }
+    options = [option for name, part in parts.items() for option in options_of(name, part)]
+    idle = without_effect(options, given, values)
+    images = [_dataset(entry, family, values["output_dir"]) for entry in entries if entry.kind == "image"]
+    text = _dataset(_text_entry(entries), family, values["output_dir"])
+    datasets = [*images, text]
+    return Run(
+        **built,
+        datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in images),
+        text_embeds=TextEmbedsDataset.model_validate(text.layers.values),
+        dtypes=dtypes(values["mixed_precision"], values["optimizer"], values["model_type"]),
+        sources={**layers.sources, **{key: source for one in datasets for key, source in one.sources().items()}},
+        written={**_written(given), **{key: text for one in datasets for key, text in one.written().items()}},
+        notices=(*notices, *derived.notices, *idle, *(line for one in datasets for line in one.idle)),
+        config_path=config_path,
+    )
+
+
+def _flavour_defaults(family: FamilyFacts, given: Mapping[str, Given]) -> Mapping[str, Any]:
+    """What the chosen checkpoint wants otherwise than its family: found by its name, or by its repository's."""
+    written = {name: given[name].value for name in ("pretrained_model_name_or_path", "model_flavour") if name in given}
+    if path := written.get("pretrained_model_name_or_path"):
+        return next((flavour.defaults for flavour in family.flavours.values() if flavour.repository == path), {})
+    flavour = family.flavours.get(written.get("model_flavour") or family.default_flavour)
+    return flavour.defaults if flavour else {}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An entry over its defaults."""
+
+    entry: Entry
+    layers: Layered
+    idle: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self.layers.values["id"]
+
+    def sources(self) -> dict[str, str]:
+        """Where its values came from, by "<id>.<key>"."""
+        return {f"{self.id}.{key}": source for key, source in self.layers.sources.items()}
+
+    def written(self) -> dict[str, Any]:
+        """Those that hold `{env:NAME}`, by "<id>.<key>"."""
+        return {f"{self.id}.{key}": value for key, value in _written(self.entry.given).items()}
+
+
+def _dataset(entry: Entry, family: FamilyFacts, output_dir: str) -> Dataset:
+    part = ImageDataset if entry.kind == "image" else TextEmbedsDataset
+    layers = _core(part).over(family.defaults, "family").given(entry.given)
+    derived = (derive_image if entry.kind == "image" else derive_text_embeds)(layers.values, output_dir)
+    layers = layers.over(derived, "derived")
+    idle = without_effect(options_of("dataset", part), entry.own, layers.values)
+    return Dataset(entry, layers, tuple(f"Dataset `{layers.values['id']}`: {line}" for line in idle))
+
+
+def _text_entry(entries: Sequence[Entry]) -> Entry:
+    return next((entry for entry in entries if entry.kind == "text_embeds"), Entry("text_embeds", {}, frozenset(), True))
+
+
+def _written(given: Mapping[str, Given]) -> dict[str, Any]:
+    return {name: one.written for name, one in given.items() if uses_environment(one.written)}

@@ -1,0 +1,134 @@
+"""Dataset entries: what one object of `multidatabackend.json` may say.
+
+Only types and limits stand here; spelling quirks are `load.py`'s, derived defaults `derive.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simpletuner.config.options import Section, option
+
+__all__ = ["ENTRIES", "ImageDataset", "TextEmbedsDataset"]
+
+Positive = Annotated[float, Field(gt=0)]
+Edge = Annotated[int, Field(gt=0)]
+
+
+class ImageDataset(Section):
+    """A set of pictures to train on."""
+
+    id: str = option(level="essential", min_length=1)
+    """Name of the set, unique in the file; it names caches and ledger."""
+
+    dataset_type: Literal["image"] = option("image")
+    """What the entry is."""
+
+    type: Literal["local"] = option("local")
+    """Where the pictures are kept."""
+
+    disabled: bool = option(False)
+    """Leave this entry out."""
+
+    instance_data_dir: str = option(level="essential", path="input", min_length=1)
+    """Folder of pictures, searched with its sub-folders. Nothing is ever written into it."""
+
+    resolution: Positive | tuple[Edge, Edge] | None = option(None, level="essential")
+    """Training size: an edge or megapixels as `resolution_type` says, or a size as "1024x768". Unset: the model's own edge."""
+
+    resolution_type: Literal["pixel", "area", "pixel_area"] = option("pixel_area")
+    """`pixel`: the shorter edge. `area`: megapixels. `pixel_area`: an edge whose square is the area."""
+
+    crop: bool = option(False)
+    """Cut pictures to `crop_aspect`. Off: keep their shape and trim only what alignment asks."""
+
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = option("square", when="crop=true")
+    """Shape of the cut, unless `resolution` is a size; `closest` and `random` choose from `crop_aspect_buckets`."""
+
+    crop_style: Literal["center", "random", "corner"] = option("random", when="crop=true")
+    """Where the cut lies; `random` is fixed for each file, `corner` is the upper left."""
+
+    crop_aspect_buckets: tuple[Positive, ...] = option((), when="crop=true and crop_aspect=closest|random")
+    """Aspects (width / height) to choose from."""
+
+    minimum_image_size: float = option(0, ge=0)
+    """Exclude smaller pictures, in the unit of `resolution_type`; 0 means no minimum."""
+
+    maximum_image_size: float | None = option(None, gt=0)
+    """Larger pictures are first reduced to `target_downsample_size`, so that crops show more than a corner."""
+
+    target_downsample_size: float | None = option(None, gt=0)
+    """What `maximum_image_size` reduces to, never below what covers the bucket. They come as a pair."""
+
+    minimum_aspect_ratio: float = option(0.25, gt=0)
+    """Exclude pictures narrower than this (width / height)."""
+
+    maximum_aspect_ratio: float = option(4.0, gt=0)
+    """Exclude pictures wider than this (width / height)."""
+
+    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = option("filename", level="essential")
+    """Where captions come from: the file's name, a .txt beside it (each line an alternative), or `instance_prompt`."""
+
+    instance_prompt: str | None = option(None, when="caption_strategy=instanceprompt or caption_missing=instance_prompt")
+    """The caption of every picture under `instanceprompt`, or of those without one under `caption_missing=instance_prompt`."""
+
+    disable_multiline_split: bool = option(False, when="caption_strategy=textfile")
+    """Take a caption file as one caption, line breaks included."""
+
+    caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy=filename|textfile")
+    """What a picture without a caption means."""
+
+    repeats: int = option(0, ge=0, also=("num_repeats",))
+    """Extra passes over this set in each epoch; 0 is one pass."""
+
+    is_regularisation_data: bool = option(False, also=("is_regularization_data",))
+    """Hold the model to the base's own answers on this set (adapters); in full tuning it is trained like any other."""
+
+    metadata_backend: Literal["discovery"] = option("discovery")
+    """How pictures are found: by searching the folder."""
+
+    skip_file_discovery: str = option("")
+    """Comma list of vae, aspect, metadata, text: if given, the last manifest is reused without searching the folder."""
+
+    cache_dir_vae: str | None = option(None, path="output")
+    """Folder for encoded latents and the manifest. Unset: `<output_dir>/cache/vae/<id>`."""
+
+    vae_batch_size: int = option(4, ge=1)
+    """Pictures encoded at once; never a limit on the size of the set."""
+
+    write_batch_size: int = option(128, ge=1)
+    """Items in one shard of the cache."""
+
+
+class TextEmbedsDataset(Section):
+    """Where encoded prompts are kept."""
+
+    id: str = option("text-embeds", min_length=1)
+    """Name of the entry, unique in the file."""
+
+    dataset_type: Literal["text_embeds"] = option("text_embeds")
+    """What the entry is."""
+
+    type: Literal["local"] = option("local")
+    """Where the cache is kept."""
+
+    disabled: bool = option(False)
+    """Leave this entry out."""
+
+    default: bool = option(True)
+    """Use it for every set and for validation prompts."""
+
+    cache_dir: str | None = option(None, path="output")
+    """Folder for encoded prompts. Unset: `<output_dir>/cache/text`."""
+
+    text_encoder_batch_size: int = option(8, ge=1)
+    """Prompts encoded at once."""
+
+    write_batch_size: int = option(128, ge=1)
+    """Prompts in one shard of the cache."""
+
+
+ENTRIES: dict[str, type[Section]] = {"image": ImageDataset, "text_embeds": TextEmbedsDataset}
+"""`dataset_type` -> what such an entry may say."""

@@ -1,0 +1,119 @@
+"""Defaults that follow from other values or from the machine: pure functions of what is known. What is written always wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from simpletuner.config.catalogue import OPTIMIZERS
+from simpletuner.config.run import Dtypes, Hardware
+from simpletuner.config.vocabulary import FamilyFacts
+
+__all__ = ["DEFAULT_STEPS", "Derived", "Known", "derive", "derive_image", "derive_text_embeds", "dtypes"]
+
+DEFAULT_STEPS = 2000
+DEFAULT_WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Known:
+    """Core and family defaults with what was written over them; None where nothing is known yet."""
+
+    values: Mapping[str, Any]
+    written: Set[str]
+    """Options that the user wrote."""
+    family: FamilyFacts
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows."""
+
+    values: Mapping[str, Any]
+    notices: tuple[str, ...]
+
+
+def derive(known: Known, hardware: Hardware) -> Derived:
+    """Values for options that are still unset, and what the user should be told of them."""
+    values = dict(known.values)
+    for name, value in _steps(values, hardware):
+        if values[name] is None or (name == "max_train_steps" and values[name] == 0):
+            values[name] = value
+    fresh = {name: value for name, value in values.items() if value != known.values[name]}
+    if _wants_flavour(values):
+        fresh["model_flavour"] = known.family.default_flavour
+    return Derived(fresh, tuple(_notices(known, {**values, **fresh}, hardware)))
+
+
+def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str, Any]]:
+    """(option, what it is if unset); each may look at those before it, so the order matters."""
+    yield "mixed_precision", "bf16" if hardware.has_bf16 else "no"
+    yield "optimizer", "adamw_bf16" if values["mixed_precision"] == "bf16" else "torch-adamw"
+    yield "learning_rate", 1e-4 if values["model_type"] == "lora" else 1e-5
+    yield "lr_warmup_steps", DEFAULT_WARMUP_STEPS if values["lr_scheduler"] == "constant_with_warmup" else 0
+    yield "lora_alpha", float(values["lora_rank"])
+    if not values["num_train_epochs"]:
+        yield "max_train_steps", DEFAULT_STEPS
+    yield "validation_seed", values["seed"]
+    yield "validation_step_interval", values["checkpoint_step_interval"]
+
+
+def _wants_flavour(values: Mapping[str, Any]) -> bool:
+    """A path says which model it is; without one a flavour does."""
+    return values["model_flavour"] is None and values["pretrained_model_name_or_path"] is None
+
+
+def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Iterator[str]:
+    written = known.written
+    if values["mixed_precision"] == "no" and known.values["mixed_precision"] is None:
+        yield f"mixed_precision is no: this machine ({hardware.device}) has no fast bf16."
+    if values["mixed_precision"] == "bf16" and not hardware.has_bf16:
+        yield f"mixed_precision is bf16, as asked; this machine ({hardware.device}) has no fast bf16, so steps will be slow."
+    if values["mixed_precision"] == "no" and values["optimizer"] == "adamw_bf16":
+        yield "adamw_bf16 keeps float32 weights here, since mixed_precision is no."
+    if "model_flavour" not in written and values["model_flavour"] is not None:
+        yield f"model_flavour is {values['model_flavour']}: no model was named."
+    if {"model_flavour", "pretrained_model_name_or_path"} <= written:
+        yield f"pretrained_model_name_or_path wins over the flavour {values['model_flavour']}."
+    yield from _length_notices(values, is_written=bool(known.values["max_train_steps"]))
+
+
+def _length_notices(values: Mapping[str, Any], *, is_written: bool) -> Iterator[str]:
+    steps, epochs, warmup = values["max_train_steps"], values["num_train_epochs"], values["lr_warmup_steps"]
+    if steps and epochs:
+        yield f"Training ends after {steps} steps or {epochs:g} epochs, whichever comes first."
+    if not is_written and not epochs:
+        yield f"Training ends after {DEFAULT_STEPS} steps: neither max_train_steps nor num_train_epochs is set."
+    if steps and warmup >= steps:
+        yield f"lr_warmup_steps {warmup} is not less than max_train_steps {steps}: the full learning rate is never used."
+
+
+def derive_image(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+    """What an image set leaves unset."""
+    if entry.get("cache_dir_vae") is not None:
+        return {}
+    return {"cache_dir_vae": f"{output_dir}/cache/vae/{_folder_name(entry['id'])}"}
+
+
+def derive_text_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+    """What a text cache leaves unset."""
+    return {} if entry.get("cache_dir") is not None else {"cache_dir": f"{output_dir}/cache/text"}
+
+
+def _folder_name(name: str) -> str:
+    """`name` without what some file system forbids in a folder's name."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
+
+
+def dtypes(mixed_precision: str, optimizer: str, model_type: str) -> Dtypes:
+    """Number formats of a run."""
+    if mixed_precision == "no":
+        return Dtypes(base="float32", trained="float32", autocast=None, text="float32", latents="float32")
+    row = OPTIMIZERS.get(optimizer)
+    trained = row.trained_dtype if row else "float32"
+    if model_type == "lora":  # PEFT casts between float32 adapters and the bfloat16 base
+        return Dtypes(base="bfloat16", trained=trained, autocast=None, text="bfloat16", latents="float16")
+    autocast = "bfloat16" if trained == "float32" else None
+    return Dtypes(base=trained, trained=trained, autocast=autocast, text="bfloat16", latents="float16")

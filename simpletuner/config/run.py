@@ -1,0 +1,84 @@
+"""A run: every option's value with where it came from, frozen. After this nothing asks whether an option is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.options import Section
+from simpletuner.config.sections import (
+    Adapter,
+    Checkpointing,
+    Data,
+    Flow,
+    Memory,
+    Model,
+    Optimizer,
+    Precision,
+    Reporting,
+    Training,
+    Validation,
+)
+
+__all__ = ["Dtypes", "Hardware", "Run"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the defaults and rules need to know of the machine. Made by `training/engine.py`, which may ask torch."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda` or `mps`."""
+    has_bf16: bool = False
+    """Whether bf16 arithmetic is native and advisable there (never on the CPU or on Apple)."""
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """Number formats, by torch's names. Derived from precision, optimiser and model type."""
+
+    base: str
+    """The denoiser's weights as loaded."""
+    trained: str
+    """The trained weights: an adapter's, or the denoiser's own in full tuning."""
+    autocast: str | None
+    """Autocast of the denoiser's forward, or None."""
+    text: str
+    """The text encoders' weights, and so the cached embeds."""
+    latents: str
+    """Cached latents."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run was asked for."""
+
+    model: Model
+    adapter: Adapter
+    training: Training
+    optimizer: Optimizer
+    precision: Precision
+    memory: Memory
+    flow: Flow
+    data: Data
+    checkpointing: Checkpointing
+    validation: Validation
+    reporting: Reporting
+    family: Section
+    """The family's own options."""
+    datasets: tuple[ImageDataset, ...]
+    """The enabled image sets, in the order of the file."""
+    text_embeds: TextEmbedsDataset
+    dtypes: Dtypes
+    sources: Mapping[str, str]
+    """Option -> where its value came from: "core", "family", "derived", "file config/config.json", "environment" or
+    "command line". A dataset's are named "<id>.<key>"."""
+    notices: tuple[str, ...] = ()
+    """What was decided for the user, to be told at start."""
+    config_path: Path | None = None
+    """The config file, if there was one."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """Options (named as in `sources`) whose text holds `{env:NAME}`, as written: what may be shown and saved of them."""

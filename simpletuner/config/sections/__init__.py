@@ -1,0 +1,45 @@
+"""The core options, a file for each section. `SECTIONS` maps the attribute of `Run` to its class."""
+
+from __future__ import annotations
+
+from simpletuner.config.options import Section
+from simpletuner.config.sections.adapter import Adapter
+from simpletuner.config.sections.checkpointing import Checkpointing
+from simpletuner.config.sections.data import Data
+from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.memory import Memory
+from simpletuner.config.sections.model import Model
+from simpletuner.config.sections.optimizer import Optimizer
+from simpletuner.config.sections.precision import Precision
+from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.training import Training
+from simpletuner.config.sections.validation import Validation
+
+__all__ = [
+    "SECTIONS",
+    "Adapter",
+    "Checkpointing",
+    "Data",
+    "Flow",
+    "Memory",
+    "Model",
+    "Optimizer",
+    "Precision",
+    "Reporting",
+    "Training",
+    "Validation",
+]
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "adapter": Adapter,
+    "training": Training,
+    "optimizer": Optimizer,
+    "precision": Precision,
+    "memory": Memory,
+    "flow": Flow,
+    "data": Data,
+    "checkpointing": Checkpointing,
+    "validation": Validation,
+    "reporting": Reporting,
+}

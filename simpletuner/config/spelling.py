@@ -1,0 +1,208 @@
+"""The ONLY home of spelling quirks: the many ways in which users write keys and values, brought to one.
+
+Pure functions on text; what is read from where is `sources.py`'s, what a value may be is the option's own type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args, get_origin
+
+from simpletuner.config.options import Option, members
+
+__all__ = [
+    "MissingVariableError",
+    "canonical_key",
+    "canonical_value",
+    "expand",
+    "is_size_list",
+    "nearest",
+    "read_value",
+    "relaxed_json",
+    "uses_environment",
+]
+
+ENVIRONMENT_NAMES = {
+    "CHECKPOINTING_LIMIT": "checkpoints_total_limit",
+    "CHECKPOINTING_STEPS": "checkpoint_step_interval",
+    "DATALOADER_CONFIG": "data_backend_config",
+    "LR_SCHEDULE": "lr_scheduler",
+    "MAX_NUM_STEPS": "max_train_steps",
+    "MODEL_NAME": "pretrained_model_name_or_path",
+    "NUM_EPOCHS": "num_train_epochs",
+    "RESUME_CHECKPOINT": "resume_from_checkpoint",
+    "TRAINING_SEED": "seed",
+    "USE_GRADIENT_CHECKPOINTING": "gradient_checkpointing",
+    "VALIDATION_STEPS": "validation_step_interval",
+}
+"""Upper-case names of `config.env` that are not the option's own name in capitals."""
+
+VALUES = {
+    ("caption_strategy", "instance_prompt"): "instanceprompt",
+    ("dataset_type", "images"): "image",
+    ("dataset_type", "text-embeds"): "text_embeds",
+}
+"""Other spellings of certain values."""
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class MissingVariableError(ValueError):
+    """`{env:NAME}` names an environment variable that is not set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the environment variable {name} is not set")
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant by a mistyped one."""
+    known = sorted(names)
+    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
+    found = [*begun, *difflib.get_close_matches(word, known, 1, 0.8)]
+    return found[0] if found else None
+
+
+# keys
+
+
+def canonical_key(written: str) -> str:
+    """`--Learning-Rate`, `LEARNING_RATE` -> learning_rate; the irregular capitals of `config.env` too."""
+    key = written.strip().lstrip("-").replace("-", "_")
+    return ENVIRONMENT_NAMES.get(key, key.lower())
+
+
+# values
+
+
+def canonical_value(key: str, value: Any) -> Any:
+    """The value under the option's own name: kohya's `num_repeats` counts all passes, our `repeats` the extra ones."""
+    number = _number(value) if key == "num_repeats" and isinstance(value, str) else value
+    return number - 1 if key == "num_repeats" and isinstance(number, int) else value
+
+
+def expand(value: Any, environ: Mapping[str, str]) -> Any:
+    """`{env:NAME}` in every string of `value` replaced by that environment variable. Raises MissingVariableError."""
+    if isinstance(value, dict):
+        return {key: expand(item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item, environ) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def fetch(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise MissingVariableError(match[1])
+        return environ[match[1]]
+
+    return _VARIABLE.sub(fetch, value)
+
+
+_VARIABLE = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def uses_environment(value: Any) -> bool:
+    """Whether `{env:NAME}` stands anywhere in `value`."""
+    return _VARIABLE.search(json.dumps(value, default=str)) is not None
+
+
+def read_value(option: Option, value: Any) -> Any:
+    """`value` as users write it -> as the option's type would have it; what cannot be read is left for the type to refuse."""
+    types = members(option.info.annotation)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and types == (str,):
+        return str(value)
+    if not isinstance(value, str):
+        return value
+    value = VALUES.get((option.name, value), value)
+    if value.strip().lower() in option.choices:
+        return value.strip().lower()
+    if str in types:
+        is_list = value.lstrip().startswith("[") and any(get_origin(kind) is tuple for kind in types)
+        items = _json(value, list) if is_list else None
+        return value if items is None else items
+    for kind in types:
+        read = _READERS.get(get_origin(kind) or kind)
+        if read is not None and (result := read(value, kind)) is not None:
+            return result
+    return value
+
+
+def _boolean(text: str, _kind: Any) -> bool | None:
+    word = text.strip().lower()
+    return True if word in TRUE else False if word in FALSE else None
+
+
+def _number(text: str, _kind: Any = float) -> int | float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else number
+
+
+def _list(text: str, kind: Any) -> list[Any] | None:
+    """A size ("1024x768"), a JSON list, or items by comma."""
+    if get_args(kind)[-1] is not Ellipsis:
+        size = _SIZE.fullmatch(text.strip())
+        return [int(size[1]), int(size[2])] if size else None
+    if text.lstrip().startswith("["):
+        return _json(text, list)
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _object(text: str, _kind: Any) -> dict[str, Any] | None:
+    """A JSON object, or "k=v,k=v"; an item without "=" continues the value before it ("betas=0.9,0.99")."""
+    if text.lstrip().startswith("{"):
+        return _json(text, dict)
+    lists: dict[str, list[str]] = {}
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if equals:
+            lists[key.strip()] = [value]
+        elif lists:
+            lists[list(lists)[-1]].append(item)
+        else:
+            return None
+    return {key: _scalar(items[0]) if len(items) == 1 else [_scalar(item) for item in items] for key, items in lists.items()}
+
+
+def _scalar(text: str) -> Any:
+    for result in (_number(text), {"true": True, "false": False}.get(text.strip().lower())):
+        if result is not None:
+            return result
+    return text.strip()
+
+
+def _json(text: str, kind: type) -> Any:
+    try:
+        value = json.loads(relaxed_json(text))
+    except ValueError:
+        return None
+    return value if isinstance(value, kind) else None
+
+
+_READERS: dict[Any, Callable[[str, Any], Any]] = {bool: _boolean, int: _number, float: _number, tuple: _list, dict: _object}
+_SIZE = re.compile(r"([1-9]\d*)\s*[xX×]\s*([1-9]\d*)")
+_EDGE = re.compile(r"[1-9]\d*")
+
+
+def is_size_list(text: str) -> bool:
+    """Whether `text` is sizes by comma: "1024x1024,1280x768"; a lone number is a square."""
+    return all(_SIZE.fullmatch(part.strip()) or _EDGE.fullmatch(part.strip()) for part in text.split(","))
+
+
+# JSON
+
+
+def relaxed_json(text: str) -> str:
+    """JSON with `//` comments and trailing commas -> plain JSON; blanks stand for both, so that lines and columns stay."""
+    text = _COMMENT.sub(lambda match: match[0] if match[0][0] == '"' else " " * len(match[0]), text)
+    return _TRAILING.sub(lambda match: match[0] if match[0][0] == '"' else " ", text)
+
+
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(_STRING + r"|//[^\n]*")
+_TRAILING = re.compile(_STRING + r"|,(?=\s*[}\]])")

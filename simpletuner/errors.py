@@ -1,0 +1,92 @@
+"""The exception tree. Every error a user can meet says what happened, why, and how to mend it.
+
+Standard library only. Exit codes: 2 what is found before any work, 1 a failure afterwards, 130 / 143 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+
+__all__ = ["ConfigError", "DataError", "Interrupted", "Problem", "RunError", "SimpletunerError", "UserError", "require"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what the user asked for.
+
+    `option` is the name as the user writes it (or "" when no single option is at fault). An `overridable` problem
+    becomes a warning under `i_know_what_i_am_doing`.
+    """
+
+    option: str
+    what: str
+    why: str = ""
+    mend: str = ""
+    overridable: bool = False
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"Why:  {self.why}")
+        if self.mend:
+            lines.append(f"Mend: {self.mend}")
+        return "\n".join(lines)
+
+
+class SimpletunerError(Exception):
+    """The root: whatever we raise for users to read."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        self.problem = Problem("", what, why, mend)
+        super().__init__(str(self.problem))
+
+
+class UserError(SimpletunerError, ValueError):
+    """Found before any work: nothing was computed, nothing was lost."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """What is wrong with the configuration, all of it at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        assert self.problems, "a ConfigError needs at least one problem"
+        count = len(self.problems)
+        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
+        Exception.__init__(self, "\n\n".join([head, *map(str, self.problems)]))
+        self.problem = self.problems[0]
+
+
+class DataError(UserError):
+    """A dataset that cannot be trained as it stands (no usable picture, captions missing, ...)."""
+
+
+class RunError(SimpletunerError):
+    """A run that had begun and cannot go on."""
+
+
+class Interrupted(SimpletunerError):
+    """Stopped by the user; what was done is saved. `signal_number` 2 gives exit code 130, 15 gives 143."""
+
+    def __init__(self, signal_number: int, what: str, mend: str = "") -> None:
+        super().__init__(what, mend=mend)
+        self.exit_code = 128 + signal_number
+
+
+def require(module: str, *, option: str, extra: str) -> ModuleType:
+    """Import an optional library, or say which option wants it and the pip line that brings it. Raises UserError."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"`{option}` needs the package `{module}`, which cannot be imported ({error}).",
+            why="it is not part of the core install.",
+            mend=f"pip install 'simpletuner[{extra}]' (from a clone: pip install -e '.[{extra}]')",
+        ) from error

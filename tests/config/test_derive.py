@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simpletuner.config.derive import derive_image, dtypes
+from simpletuner.config.run import Dtypes, Hardware
+
+Project = Any
+GPU = Hardware("cuda", has_bf16=True)
+
+
+def test_a_card_with_bf16_trains_in_it(project: Project) -> None:
+    run = project.run(hardware=GPU)
+    assert (run.precision.mixed_precision, run.optimizer.optimizer) == ("bf16", "adamw_bf16")
+
+
+def test_a_machine_without_bf16_does_not_and_says_so(project: Project) -> None:
+    run = project.run(hardware=Hardware("mps"))
+    assert (run.precision.mixed_precision, run.optimizer.optimizer) == ("no", "torch-adamw")
+    assert any("(mps) has no fast bf16" in line for line in run.notices)
+
+
+def test_bf16_as_written_is_obeyed_anywhere_with_a_notice(project: Project) -> None:
+    run = project.run("mixed_precision=bf16", hardware=Hardware("cpu"))
+    assert run.precision.mixed_precision == "bf16"
+    assert run.dtypes.base == "bfloat16"
+    assert any("as asked" in line for line in run.notices)
+
+
+@pytest.mark.parametrize(("model_type", "rate"), [("lora", 1e-4), ("full", 1e-5)])
+def test_the_learning_rate_follows_what_is_trained(project: Project, model_type: str, rate: float) -> None:
+    assert project.run(f"model_type={model_type}").optimizer.learning_rate == rate
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("constant_with_warmup", 100), ("constant", 0), ("cosine", 0)])
+def test_only_the_default_schedule_warms_up_by_itself(project: Project, schedule: str, steps: int) -> None:
+    assert project.run(f"lr_scheduler={schedule}").optimizer.lr_warmup_steps == steps
+
+
+def test_a_warmup_that_outlasts_the_run_is_told(project: Project) -> None:
+    assert any("never used" in line for line in project.run("max_train_steps=50").notices)
+    assert not any("never used" in line for line in project.run("max_train_steps=101").notices)
+
+
+def test_the_length_is_said_where_nobody_set_it(project: Project) -> None:
+    run = project.run()
+    assert run.training.max_train_steps == 2000
+    assert run.sources["max_train_steps"] == "derived"
+    assert any("2000 steps" in line for line in run.notices)
+
+
+def test_a_length_that_was_written_is_not_called_unset_even_if_it_is_the_default(project: Project) -> None:
+    assert not any("neither" in line for line in project.run("max_train_steps=2000").notices)
+
+
+def test_epochs_alone_leave_the_steps_open(project: Project) -> None:
+    run = project.run("num_train_epochs=2")
+    assert (run.training.max_train_steps, run.training.num_train_epochs) == (0, 2)
+
+
+def test_with_steps_and_epochs_the_earlier_end_counts_and_is_said(project: Project) -> None:
+    assert any("whichever comes first" in line for line in project.run("num_train_epochs=2", "max_train_steps=200").notices)
+
+
+def test_the_gallery_follows_seed_and_checkpoints(project: Project) -> None:
+    run = project.run("seed=9", "checkpoint_step_interval=30")
+    assert (run.validation.validation_seed, run.validation.validation_step_interval) == (9, 30)
+
+
+def test_a_flavour_is_taken_only_where_no_model_is_named(project: Project) -> None:
+    assert project.run().model.model_flavour == "small"
+    assert project.run("pretrained_model_name_or_path=owner/name").model.model_flavour is None
+
+
+def test_a_flavour_may_differ_from_its_family_by_name_or_by_repository_and_the_user_still_wins(project: Project) -> None:
+    for chosen in ("model_flavour=large", "pretrained_model_name_or_path=maker/large"):
+        run = project.run(chosen)
+        assert (run.optimizer.max_grad_norm, run.sources["max_grad_norm"]) == (0.7, "flavour")
+        assert project.run(chosen, "max_grad_norm=2").optimizer.max_grad_norm == 2
+
+
+def test_a_path_beside_a_flavour_wins_and_is_said(project: Project) -> None:
+    notices = project.run("pretrained_model_name_or_path=owner/name", "model_flavour=large").notices
+    assert any("wins over the flavour large" in line for line in notices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("no", "adamw_bf16", "lora"), Dtypes("float32", "float32", None, "float32", "float32")),
+        (("bf16", "adamw_bf16", "lora"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (("bf16", "torch-adamw", "lora"), Dtypes("bfloat16", "float32", None, "bfloat16", "float16")),
+        (("bf16", "adamw_bf16", "full"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (("bf16", "torch-adamw", "full"), Dtypes("float32", "float32", "bfloat16", "bfloat16", "float16")),
+    ],
+)
+def test_number_formats_follow_precision_optimiser_and_model_type(arguments: tuple[str, str, str], expected: Dtypes) -> None:
+    assert dtypes(*arguments) == expected
+
+
+def test_a_cache_folder_bears_the_datasets_name_as_far_as_folders_can() -> None:
+    assert derive_image({"id": "a/b: c"}, "out") == {"cache_dir_vae": "out/cache/vae/a_b_ c"}
+    assert derive_image({"id": ".."}, "out") == {"cache_dir_vae": "out/cache/vae/_"}
+    assert derive_image({"id": "猫", "cache_dir_vae": None}, "out") == {"cache_dir_vae": "out/cache/vae/猫"}
+    assert derive_image({"id": "a", "cache_dir_vae": "mine"}, "out") == {}

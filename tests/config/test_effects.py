@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simpletuner.config.effects import holds
+
+Project = Any
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("", True),
+        ("a=x|y", True),
+        ("a=z", False),
+        ("b=true", True),
+        ("a=x and b=true", True),
+        ("a=x and b=false", False),
+        ("a=z or b=true", True),
+        ("a=z or a=x and b=false", False),
+    ],
+)
+def test_a_condition_is_read_as_it_is_written(when: str, expected: bool) -> None:
+    assert holds(when, {"a": "x", "b": True}) is expected
+
+
+def test_a_written_option_that_is_not_obeyed_is_told(project: Project) -> None:
+    notices = project.run("model_type=full", "lora_rank=8").notices
+    assert "`lora_rank` has no effect here: it is obeyed only with model_type=lora." in notices
+
+
+def test_a_datasets_key_that_is_not_obeyed_is_told_with_its_dataset(project: Project) -> None:
+    project.dataset(crop_style="center")
+    assert any(line.startswith("Dataset `pictures`: `crop_style` has no effect") for line in project.run().notices)
+
+
+def test_an_obeyed_option_or_a_plain_default_is_not_told(project: Project) -> None:
+    project.dataset(crop=True, crop_style="center")
+    assert not any("no effect" in line for line in project.run("model_type=full", "lora_rank=16").notices)
+
+
+def test_auto_shift_beside_a_shift_is_said(project: Project) -> None:
+    notices = project.run("flow_schedule_shift=1", "--flow_schedule_auto_shift").notices
+    assert any("`flow_schedule_shift` has no effect" in line for line in notices)

@@ -1,0 +1,97 @@
+"""Blocks of the quickstarts: what this version declares loads as written, what it does not is an unknown key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Project = Any
+
+CASCADE_PAGE: dict[str, Any] = {
+    "base_model_precision": "int8-torchao",
+    "checkpoint_step_interval": 100,
+    "data_backend_config": "config/stable_cascade/multidatabackend.json",
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+    "hub_model_id": "stable-cascade-stage-c-lora",
+    "learning_rate": 1e-4,
+    "lora_alpha": 16,
+    "lora_rank": 16,
+    "lora_type": "standard",
+    "lr_scheduler": "cosine",
+    "max_train_steps": 30000,
+    "mixed_precision": "no",
+    "model_type": "lora",
+    "optimizer": "adamw_bf16",
+    "output_dir": "output/stable_cascade_stage_c",
+    "report_to": "wandb",
+    "seed": 42,
+    "train_batch_size": 4,
+    "use_ema": True,
+    "vae_batch_size": 1,
+    "validation_guidance": 4.0,
+    "validation_negative_prompt": "ugly, blurry, low-res",
+    "validation_num_inference_steps": 30,
+    "validation_prompt": "a cinematic photo of a shiba inu astronaut",
+    "validation_resolution": "1024x1024",
+}
+CASCADE_DATASETS = [
+    {
+        "id": "primary",
+        "type": "local",
+        "dataset_type": "images",
+        "instance_data_dir": "datasets/pictures",
+        "resolution": "1024x1024",
+        "bucket_resolutions": ["1024x1024", "896x1152", "1152x896"],
+        "crop": True,
+        "crop_style": "random",
+        "minimum_image_size": 768,
+        "maximum_image_size": 1536,
+        "target_downsample_size": 1024,
+        "caption_strategy": "filename",
+        "prepend_instance_prompt": False,
+        "repeats": 1,
+    },
+    {
+        "id": "stable-cascade-text-cache",
+        "type": "local",
+        "dataset_type": "text_embeds",
+        "cache_dir": "/data/cache/stable-cascade/text",
+        "default": True,
+    },
+]
+SD3_PAGE = {
+    "--validation_guidance_skip_layers": [7, 8, 9],
+    "--validation_guidance_skip_layers_start": 0.01,
+    "--validation_guidance_skip_layers_stop": 0.2,
+    "--validation_guidance_skip_scale": 2.8,
+    "--validation_guidance": 4.0,
+    "--flow_use_uniform_schedule": True,
+    "--flow_schedule_auto_shift": True,
+}
+
+
+def unknown(problems: list[str]) -> set[str]:
+    found = [re.search(r"[Uu]nknown (?:option|key) `(?:--)?(\w+)`", problem) for problem in problems]
+    assert all(found), problems
+    return {match[1] for match in found if match}
+
+
+def test_of_the_cascade_pages_config_only_what_later_versions_bring_is_unknown(project: Project) -> None:
+    project.write("config/stable_cascade/multidatabackend.json", (project.root / "config/multidatabackend.json").read_text())
+    project.options(**CASCADE_PAGE)
+    assert unknown(project.problems()) == {"base_model_precision", "hub_model_id", "report_to", "use_ema"}
+
+
+def test_of_the_cascade_pages_datasets_only_what_later_versions_bring_is_unknown(project: Project) -> None:
+    project.datasets(CASCADE_DATASETS)
+    assert unknown(project.problems()) == {"bucket_resolutions", "prepend_instance_prompt"}
+
+
+def test_of_the_sd3_pages_block_only_skip_layer_guidance_is_unknown(project: Project) -> None:
+    project.options(**SD3_PAGE)
+    assert all("skip" in name for name in unknown(project.problems()))
+    project.options(**{name: value for name, value in SD3_PAGE.items() if "skip" not in name})
+    run = project.run()
+    assert (run.flow.flow_use_uniform_schedule, run.flow.flow_schedule_auto_shift) == (True, True)
+    assert run.validation.validation_guidance == 4.0
