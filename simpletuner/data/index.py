@@ -1,0 +1,314 @@
+"""Open a set of pictures: find them, sort them into buckets, and account for every one that is left out.
+
+A second start opens no file that has not changed. Nothing is ever written into the user's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from simpletuner.config.datasets import ImageDataset
+from simpletuner.data.cache import NO_RIGHT
+from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of
+from simpletuner.data.discovery import CANNOT_OPEN, READABLE, caption_file, discover, search
+from simpletuner.data.geometry import WH, Fitter, Misfit, enlargement
+from simpletuner.data.ledger import Exclusion, Ledger, Note
+from simpletuner.data.manifest import UNKNOWN, Ints, Manifest, Remembered, load_manifest, save_manifest
+from simpletuner.data.pixels import Unreadable
+from simpletuner.data.samples import LatentSpec, Place
+from simpletuner.errors import DataError, RunError
+from simpletuner.events import Notice, Progress, Tell
+
+__all__ = ["ImageSet", "Remembered", "open_dataset"]
+
+NAMED = 10
+"""Files named in an error; the others are counted."""
+
+NOTED_ENLARGEMENT = 2.0
+NO_CAPTION = "no caption"
+
+MENDS = {
+    "too small": "use larger pictures",
+    "below minimum_image_size": "lower minimum_image_size",
+    "too narrow": "lower minimum_aspect_ratio",
+    "too wide": "raise maximum_aspect_ratio",
+    NO_CAPTION: "add captions",
+    CANNOT_OPEN: "give this user the right to read the files",
+}
+"""What to do about pictures excluded for a reason; about any other, replace them."""
+
+
+def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell) -> ImageSet:
+    """Find, measure and sort the pictures of a set.
+
+    Told: progress while headers are read, and a resolution that is off the alignment. Raises DataError if no picture is
+    usable, or if captions are missing that `caption_missing` asks for.
+    """
+    assert entry.cache_dir_vae is not None, "a Run's datasets have their cache folders"
+    root = Path(entry.instance_data_dir).expanduser().resolve()
+    path = Path(entry.cache_dir_vae) / f"manifest-{_safe(entry.id)}.safetensors"
+    manifest, notes = _manifest_of(entry, root, path, tell)
+    if not len(manifest):
+        raise DataError(
+            f"no images detected in dataset {entry.id}: {root} holds no picture.",
+            why=f"searched with its sub-folders, hidden ones left out, for files ending in {READABLE.replace(' ', ', ')}.",
+            mend="put pictures into it, or correct instance_data_dir.",
+        )
+    chosen = _choose(entry, latent, manifest)
+    if entry.caption_missing != "skip" and chosen.without_caption:
+        raise _captions_missing(entry, chosen, found=len(manifest))
+    images = ImageSet(entry, latent, manifest, path, chosen, notes)
+    images.check_usable()
+    if isinstance(entry.resolution, tuple) and entry.resolution not in images.buckets:
+        (asked, taken) = (f"{width}x{height}" for width, height in (entry.resolution, *images.buckets))
+        tell(Notice(f"{entry.id}: resolution {asked} becomes {taken}: edges are multiples of {latent.alignment_px} px."))
+    return images
+
+
+class ImageSet:
+    """The usable pictures of one set. Sample i is the i-th of them in the order of their paths.
+
+    A sample that turns out unreadable later is excluded, but keeps its number.
+    """
+
+    def __init__(
+        self, entry: ImageDataset, latent: LatentSpec, manifest: Manifest, path: Path, chosen: Chosen, notes: list[Note]
+    ) -> None:
+        self.entry = entry
+        self.root = Path(manifest.root)
+        """The user's folder."""
+        self.cache_dir = path.parent
+        """Where latents and the manifest are kept."""
+        self.buckets = tuple(sorted(chosen.buckets))
+        """The sizes (width, height) trained at."""
+        rank = {bucket: index for index, bucket in enumerate(self.buckets)}
+        ranks = np.array([rank[bucket] for bucket in chosen.buckets], np.int32)
+        self.bucket_ids: NDArray[np.int32] = ranks[np.array(chosen.bucket_numbers, np.int32)]
+        """Sample -> its bucket."""
+        self._fitter = Fitter(entry, latent)
+        self._manifest = manifest
+        self._path = path
+        self._rows = np.array(chosen.rows, np.int64)
+        self._is_alive = np.ones(len(chosen.rows), bool)
+        self._excluded = [*chosen.excluded, *chosen.without_caption]
+        self._notes = [*notes, *chosen.notes]
+        self._is_saved = True
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def file(self, sample: int) -> str:
+        """Its path within the set, with `/`."""
+        return self._manifest.files.at(self._rows[sample])
+
+    def read(self, sample: int) -> bytes:
+        """The bytes of its file. Raises Unreadable."""
+        try:
+            return (self.root / self.file(sample)).read_bytes()
+        except OSError as error:
+            raise Unreadable(CANNOT_OPEN, error.strerror or str(error)) from error
+
+    def place(self, sample: int) -> Place:
+        """How it becomes its bucket's size."""
+        width, height = self._manifest.edges[self._rows[sample]].tolist()
+        place = self._fitter.fit((width, height), _key(self.entry, self.file(sample)))
+        assert isinstance(place, Place)
+        return place
+
+    def captions(self, sample: int) -> tuple[str, ...]:
+        """Its captions, alternatives of one another; at least one."""
+        return captions_of(self.entry, self.file(sample), self._manifest.captions.at(self._rows[sample]))
+
+    def alive(self) -> Ints:
+        """The samples not excluded."""
+        return np.flatnonzero(self._is_alive)
+
+    def remembered(self, sample: int) -> Remembered | None:
+        """What was learned when its file, unchanged since, was last encoded."""
+        return self.previous(sample) if self._manifest.is_current[self._rows[sample]] else None
+
+    def previous(self, sample: int) -> Remembered | None:
+        """What was learned when its file was last encoded, even if it has changed since."""
+        return self._manifest.remembered(self._rows[sample])
+
+    def remember(self, sample: int, digest: bytes, latent_key: str, recipe: str) -> None:
+        """Keep what was learned of its file as it is now, for the next `save`."""
+        self._manifest.remember(self._rows[sample], Remembered(digest, latent_key, recipe))
+        self._is_saved = False
+
+    def exclude(self, sample: int, reason: str, detail: str = "") -> None:
+        """Leave out a sample whose file proved unreadable; it stays out, unread, until the file changes."""
+        self._is_alive[sample] = False
+        self._manifest.faults[int(self._rows[sample])] = (reason, detail)
+        self._excluded.append(Exclusion(self.file(sample), reason, detail))
+        self._is_saved = False
+
+    def check_usable(self) -> None:
+        """Raise DataError if no sample is left."""
+        if self._is_alive.any():
+            return
+        files = _named([f"{one.file}: {one.reason} ({one.detail})" for one in self._excluded])
+        mends = {MENDS.get(one.reason, "replace the unreadable files") for one in self._excluded}
+        found = f"none of the {len(self._manifest):,} pictures in {self.root} can be used"
+        raise DataError(
+            f"no images detected in dataset {self.entry.id}: {found}.",
+            why="\n      ".join(files),
+            mend=", and ".join(sorted(mends)) + ".",
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The account of the set as it now stands."""
+        excluded = sorted(self._excluded, key=lambda exclusion: exclusion.file)
+        return Ledger(self.entry.id, len(self._manifest), tuple(excluded), (*self._notes, *self._twins()))
+
+    def save(self) -> None:
+        """Write the manifest, if there is something new in it. Raises RunError."""
+        if not self._is_saved:
+            _save(self.entry, self._manifest, self._path)
+            self._is_saved = True
+
+    def _twins(self) -> list[Note]:
+        """Pictures equal byte for byte to an earlier one, as far as digests are known."""
+        samples = np.flatnonzero(self._is_alive & self._manifest.is_current[self._rows])
+        digests = self._manifest.digests[self._rows[samples]]
+        _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
+        firsts = samples[firsts[kinds]]
+        again = firsts != samples
+        pairs = zip(samples[again].tolist(), firsts[again].tolist(), strict=True)
+        return [Note(self.file(sample), f"identical to {self.file(first)}") for sample, first in pairs]
+
+
+@dataclass
+class Chosen:
+    """The pictures of a manifest, sorted into usable and not."""
+
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    bucket_numbers: array[int] = field(default_factory=lambda: array("i"))
+    """Of each usable row."""
+    buckets: dict[WH, int] = field(default_factory=dict)
+    """The number of each bucket, in the order in which they occur."""
+    excluded: list[Exclusion] = field(default_factory=list)
+    without_caption: list[Exclusion] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+
+def _manifest_of(entry: ImageDataset, root: Path, path: Path, tell: Tell) -> tuple[Manifest, list[Note]]:
+    """What is known of the set's folder, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
+    old = _load(entry, path, tell)
+    with_captions = entry.caption_strategy == "textfile"
+    if entry.skip_file_discovery:
+        if old is not None and old.root == str(root) and (old.has_captions or not with_captions):
+            tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched (skip_file_discovery)."))
+            return old, []
+        tell(Notice(f"{entry.id}: there is no manifest of {root} yet, so it is searched in spite of skip_file_discovery."))
+    listing = search(root)
+    if "" in listing.closed:
+        raise DataError(
+            f"Dataset `{entry.id}`: the folder {root} cannot be searched: {listing.closed['']}.",
+            mend="correct instance_data_dir, or make the folder.",
+        )
+
+    def progress(done: int, total: int) -> None:
+        tell(Progress(f"{entry.id}: measuring", done, total, "pictures"))
+
+    manifest = discover(root, listing, old, with_captions=with_captions, progress=progress)
+    if manifest is not old:
+        _save(entry, manifest, path)
+    notes = [Note(folder, f"folder not searched: {why}") for folder, why in sorted(listing.closed.items())]
+    for note in notes:
+        tell(Notice(f"{entry.id}: {note.file}: {note.note}", level="warning"))
+    return manifest, notes
+
+
+def _choose(entry: ImageDataset, latent: LatentSpec, manifest: Manifest) -> Chosen:
+    """Sort pictures into usable and not, in the order of the manifest."""
+    chosen = Chosen()
+    fitter = Fitter(entry, latent)
+    for row, (file, size_WH, text) in enumerate(manifest.pictures()):
+        if row in manifest.faults:
+            chosen.excluded.append(Exclusion(file, *manifest.faults[row]))
+            continue
+        place = fitter.sized(size_WH, _key(entry, file))
+        if isinstance(place, Misfit):
+            chosen.excluded.append(Exclusion(file, place.reason, place.detail))
+        elif not captions_of(entry, file, text):
+            chosen.without_caption.append(Exclusion(file, NO_CAPTION, _why_no_caption(entry, file, manifest, row)))
+        else:
+            chosen.rows.append(row)
+            chosen.bucket_numbers.append(chosen.buckets.setdefault(place.target_WH, len(chosen.buckets)))
+            if (times := enlargement(place)) > NOTED_ENLARGEMENT:
+                width, height = size_WH
+                chosen.notes.append(Note(file, f"enlarged {times:.1f} times, from {width}x{height}"))
+    return chosen
+
+
+def _key(entry: ImageDataset, file: str) -> str:
+    """By which random crops and aspects are drawn."""
+    return f"{entry.id}/{file}"
+
+
+def _why_no_caption(entry: ImageDataset, file: str, manifest: Manifest, row: int) -> str:
+    if entry.caption_strategy == "filename":
+        return "its name holds no words"
+    if entry.caption_strategy == "instanceprompt":
+        return "instance_prompt is not set"
+    text = caption_file(file)
+    if manifest.caption_sizes[row] == UNKNOWN:
+        return f"there is no {text} that can be opened"
+    if manifest.caption_sizes[row] > LARGEST_TEXT_BYTES:
+        return f"{text} is too large for a caption: more than {LARGEST_TEXT_BYTES // 2**20} MiB"
+    return f"{text} is empty" if not manifest.caption_sizes[row] else f"{text} holds no text, or none in UTF-8"
+
+
+def _captions_missing(entry: ImageDataset, chosen: Chosen, *, found: int) -> DataError:
+    missing = chosen.without_caption
+    first = f"{missing[0].file}: {missing[0].detail}."
+    files = ", ".join(_named([exclusion.file for exclusion in missing]))
+    wants = {
+        "filename": "takes the words of each file's name.",
+        "textfile": "wants a .txt of the same name beside each picture.",
+        "instanceprompt": "wants `instance_prompt`.",
+    }
+    return DataError(
+        f"Dataset `{entry.id}`: {len(missing):,} of {found:,} pictures have no caption: {files}.",
+        why=f'caption_strategy "{entry.caption_strategy}" {wants[entry.caption_strategy]} {first}',
+        mend='add the captions, or set "caption_missing" to "skip", or to "instance_prompt" with an `instance_prompt`.',
+    )
+
+
+def _named(names: list[str]) -> list[str]:
+    """The first few, and how many more."""
+    return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED:,} more"]
+
+
+def _load(entry: ImageDataset, path: Path, tell: Tell) -> Manifest | None:
+    try:
+        return load_manifest(path)
+    except SafetensorError as error:
+        tell(Notice(f"{entry.id}: the manifest {path} is damaged ({error}); the folder is measured afresh.", level="warning"))
+        return None
+
+
+def _save(entry: ImageDataset, manifest: Manifest, path: Path) -> None:
+    try:
+        save_manifest(manifest, path)
+    except OSError as error:
+        no_right = error.errno in NO_RIGHT
+        what = f"Dataset `{entry.id}`: the manifest {path} cannot be written: {error.strerror or error}."
+        mend = f"{'make the folder writable' if no_right else 'free space there'}, or set cache_dir_vae to another folder."
+        raise (DataError if no_right else RunError)(what, mend=mend) from error
+
+
+def _safe(name: str) -> str:
+    """A dataset's id as part of a file's name; one that had to be altered stays unique by a hash."""
+    safe = re.sub(r"[^\w.-]", "_", name)[:80]
+    return safe if safe == name else f"{safe}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
