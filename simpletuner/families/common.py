@@ -1,0 +1,257 @@
+"""What several families do alike, as functions: loading whole models, lending them, and the files of adapters and weights.
+
+No torch at module level: families' files import this one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from simpletuner.data.samples import LatentSpec
+from simpletuner.errors import UserError
+from simpletuner.families.base import Shot, StateDict
+from simpletuner.families.repository import Component, Repository
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "ADAPTER_FILE",
+    "adapter_alpha",
+    "alignment_px",
+    "evaluating",
+    "load_adapter",
+    "load_scheduler",
+    "load_whole",
+    "on_loan",
+    "quiet",
+    "read_weights",
+    "save_adapter",
+    "save_component",
+    "starting_noise",
+    "usage",
+    "write_safetensors",
+]
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+COMPONENT_FILE = "diffusion_pytorch_model.safetensors"
+
+Model = TypeVar("Model", bound="nn.Module")
+
+
+def alignment_px(native_edge_px: int, cell_px: int) -> int:
+    """What bucket edges are multiples of: 64 px, or for a miniature an eighth of its edge; always whole latent cells.
+
+    `cell_px` are the pixels of one cell as the denoiser sees it, patch included.
+    """
+    return max(cell_px, min(64 // cell_px, math.ceil(native_edge_px / 8 / cell_px)) * cell_px)
+
+
+def load_whole(model_class: Any, component: Component, dtype: str) -> nn.Module:
+    """A diffusers or transformers model, on the CPU in eval mode. Raises UserError where a weight is missing.
+
+    The libraries would fill a missing weight with random numbers and a warning.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    number_format: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)}
+    if model_class.__module__.startswith("transformers."):
+        number_format = {"dtype": getattr(torch, dtype)}
+    try:
+        with quiet():
+            model, report = model_class.from_pretrained(
+                component.folder,
+                variant=component.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **number_format,
+            )
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"The model in `{component.folder}` cannot be loaded: {error}",
+            mend="finish the download or copy of this folder, or choose another model.",
+        ) from error
+    wrong = [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} weights of {type(model).__name__} are missing in `{component.folder}`, or have another shape: "
+            + ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else ""),
+            why="the model would go on with random numbers in their place.",
+            mend="finish the download or copy of this folder, or choose another model.",
+        )  # fmt: skip
+    return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Turns the libraries' progress bars over components and shards off; those of downloads have had their time."""
+    import diffusers.utils.logging as of_diffusers
+    import transformers.utils.logging as of_transformers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+
+    were_on = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    hub_was_off = are_progress_bars_disabled()
+    for library in were_on:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in were_on:
+            library.enable_progress_bar()
+        if hub_was_off:
+            disable_progress_bars()  # transformers' switch turns those of the hub on as well
+
+
+@contextmanager
+def on_loan(load: Callable[[], Model], device: str) -> Iterator[Callable[[], Model]]:
+    """Yields a function that gives the model, loaded at its first call; the model is gone after the block."""
+    import torch
+
+    held: list[Model] = []
+
+    def model() -> Model:
+        if not held:
+            held.append(load().requires_grad_(False).to(device))
+        return held[0]
+
+    try:
+        yield model
+    finally:
+        was_used = bool(held)
+        held.clear()
+        if was_used:
+            gc.collect()  # modules that refer to each other would keep the memory until some later collection
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            elif device.startswith("mps"):
+                torch.mps.empty_cache()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; afterwards just those modules train that trained before."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def load_scheduler(repository: Repository, flow_shift: float | None) -> Any:
+    """The scheduler that the repository ships, at another shift if one is given."""
+    import diffusers
+
+    config = repository.json("scheduler/scheduler_config.json")
+    if flow_shift is not None:
+        config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift  # DPMSolver's name for it, FlowMatchEuler's
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def starting_noise(shot: Shot, latent: LatentSpec) -> Tensor:
+    """(1, C, H, W) float32 on the CPU, as the stock pipelines draw it from a generator there: the same on every device."""
+    import torch
+
+    rows, columns = latent.grid(shot.width_px, shot.height_px)
+    return torch.randn((1, latent.channels, rows, columns), generator=torch.Generator("cpu").manual_seed(shot.seed))
+
+
+def save_adapter(weights: StateDict, lora_config: Mapping[str, Any], folder: Path, *, prefix: str) -> Path:
+    """Writes a LoRA as diffusers' `save_lora_weights` does: names under the component's prefix, the LoRA config beside.
+
+    Another prefix would load nothing, silently; without the config a loader takes alpha for the rank.
+    """
+    config = {f"{prefix}.{key}": sorted(value) if isinstance(value, set) else value for key, value in lora_config.items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(config, indent=2, sort_keys=True)}
+    return write_safetensors({f"{prefix}.{name}": tensor for name, tensor in weights.items()}, folder / ADAPTER_FILE, metadata)
+
+
+def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
+    """Reads a LoRA from its file or folder, the prefix taken off. Raises UserError."""
+    from safetensors.torch import load_file
+
+    file = adapter_file(path)
+    weights = {}
+    for name, tensor in load_file(file).items():
+        prefix = next((prefix for prefix in prefixes if name.startswith(f"{prefix}.")), None)
+        if prefix is None or ".lora_" not in name:
+            raise UserError(
+                f"`{file}` is not a LoRA of this model: it holds `{name}`.",
+                why=f"its names are expected to begin with {' or '.join(f'`{prefix}.`' for prefix in prefixes)} and to end in "
+                "`.lora_A.weight` or `.lora_B.weight`.",
+                mend="choose an adapter that was trained on this family and saved in the diffusers layout.",
+            )
+        weights[name.removeprefix(f"{prefix}.")] = tensor
+    return weights
+
+
+def adapter_alpha(path: Path) -> float | None:
+    """The alpha that a LoRA was trained with; None if its file, or folder, does not say. Raises UserError."""
+    from safetensors import safe_open
+
+    with safe_open(adapter_file(path), "pt") as file:
+        config = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return next((value for key, value in config.items() if key.rpartition(".")[2] == "lora_alpha"), None)
+
+
+def adapter_file(path: Path) -> Path:
+    """The file of an adapter named by it or by its folder. Raises UserError."""
+    file = path / ADAPTER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"There is no adapter at `{file}`.", mend=f"name a `{ADAPTER_FILE}`, or the folder that holds it.")
+    return file
+
+
+def save_component(weights: StateDict, config: Mapping[str, Any], folder: Path) -> Path:
+    """Writes one component as diffusers' `save_pretrained` does: a configuration and one file of weights."""
+    write_safetensors(weights, folder / COMPONENT_FILE, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    return folder
+
+
+def read_weights(folder: Path) -> StateDict:
+    """All tensors of the safetensors files in a folder. Raises UserError."""
+    from safetensors.torch import load_file
+
+    files = Component(folder, None).weights if folder.is_dir() else []
+    if not files:
+        raise UserError(f"There are no safetensors weights in `{folder}`.")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def write_safetensors(weights: StateDict, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Writes the file beside its place, then moves it there: it is never half a file, and an old one is lost only then."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged, metadata=dict(metadata))
+        with staged.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+    return path
+
+
+def usage(pipeline: str, repository: Repository, result: Path, arguments: str) -> str:
+    """A few lines of Python that make a picture with `result`, an adapter's file or a whole pipeline's folder."""
+    is_adapter = result.suffix == ".safetensors"
+    lines = [
+        f"from diffusers import {pipeline}",
+        f"pipeline = {pipeline}.from_pretrained({repository.arguments if is_adapter else repr(str(result))})",
+        *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
+        f"pipeline({arguments}).images[0].save('picture.png')",
+    ]
+    return "\n".join(lines)

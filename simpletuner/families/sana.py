@@ -1,0 +1,405 @@
+"""Sana: a linear-attention transformer on the 32-fold compressed latents of DC-AE, told its prompt by Gemma 2.
+
+What is computed equals the stock `SanaPipeline`, prompt by prompt and picture by picture.
+Shape letters:  B batch,  C latent channels,  H W latent rows and columns,  L tokens,  D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from simpletuner.config.options import Section, option
+from simpletuner.config.run import Run
+from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place, Prompt, Recipe
+from simpletuner.errors import Problem, UserError
+from simpletuner.families import common
+from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
+from simpletuner.families.repository import Repository
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from simpletuner.diffusion.density import Density
+    from simpletuner.diffusion.process import Process
+
+__all__ = ["Sana", "SanaOptions", "stock_instruction"]
+
+PROMPT_TOKENS = 300
+FP16_ONLY = "weights for fp16 or fp32 only"
+NO_BF16: Mapping[str, Any] = {"mixed_precision": "no"}
+DENOISER = "transformer"
+
+# Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
+TILE_PX = 2048
+TILE_STRIDE_PX = 1792
+
+
+class SanaOptions(Section):
+    """Sana's own options."""
+
+    sana_complex_human_instruction: str | tuple[str, ...] | None = option(None)
+    """The instruction put before each prompt (never before negative prompts and dropped captions): a list of lines, such a
+    list as JSON, the path of a file with either, or "None" for no instruction. Unset: the stock pipeline's own."""
+
+    validation_flow_shift: float | None = option(None, gt=0)
+    """Shift of the gallery's noise schedule. Unset: that of the model's shipped scheduler."""
+
+
+class Sana(ModelFamily):
+    """Sana 1.0 and 1.5, text to image."""
+
+    title: ClassVar[str] = "Sana"
+    default_flavour: ClassVar[str] = "sana1.5-1.6b-1024"
+    flavours: ClassVar[Mapping[str, Flavour]] = {
+        "sana1.5-4.8b-1024": Flavour("Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers", 1024),
+        "sana1.5-1.6b-1024": Flavour("Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", 1024),
+        "sana1.0-1.6b-2048": Flavour("Efficient-Large-Model/Sana_1600M_2Kpx_BF16_diffusers", 2048),
+        "sana1.0-1.6b-1024": Flavour("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 1024),
+        "sana1.0-600m-1024": Flavour("Efficient-Large-Model/Sana_600M_1024px_diffusers", 1024, FP16_ONLY, NO_BF16),
+        "sana1.0-600m-512": Flavour("Efficient-Large-Model/Sana_600M_512px_diffusers", 512, FP16_ONLY, NO_BF16),
+    }
+    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
+    Options: ClassVar[type[Section]] = SanaOptions
+
+    @property
+    def options(self) -> SanaOptions:
+        assert isinstance(self.run.family, SanaOptions)
+        return self.run.family
+
+    @cached_property
+    def repository(self) -> Repository:
+        """Where the model lies, found to be a Sana."""
+        model = self.run.model
+        name = model.pretrained_model_name_or_path or self.flavours[model.model_flavour or self.default_flavour].repository
+        repository = Repository(name, revision=model.revision, variant=model.variant)
+        repository.expect("SanaPipeline", "SanaPAGPipeline", family=model.model_family)
+        return repository
+
+    @cached_property
+    def denoiser_config(self) -> dict[str, Any]:
+        return self.repository.json(f"{DENOISER}/config.json")
+
+    @cached_property
+    def latent(self) -> LatentSpec:  # type: ignore[override]
+        stages = self.repository.json("vae/config.json")["encoder_block_out_channels"]
+        cell_px = 2 ** (len(stages) - 1)
+        native_edge_px = self.denoiser_config["sample_size"] * cell_px
+        alignment_px = common.alignment_px(native_edge_px, cell_px * self.denoiser_config["patch_size"])
+        return LatentSpec(self.denoiser_config["in_channels"], cell_px, alignment_px, native_edge_px)
+
+    @property
+    def process(self) -> Process:
+        from simpletuner.diffusion.process import FlowMatching
+
+        return FlowMatching()
+
+    def verify(self) -> None:
+        self.repository.verify("text_encoder", "vae", DENOISER)
+
+    def text_encoders(self) -> tuple[GemmaEncoder]:
+        lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
+        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text),)
+
+    def image_encoder(self) -> DeepCompressionAutoencoder:
+        return DeepCompressionAutoencoder(self.repository)
+
+    def load_denoiser(self) -> nn.Module:
+        from diffusers import SanaTransformer2DModel
+
+        from simpletuner.networks.checkpointing import checkpoint_blocks
+        from simpletuner.networks.linear_attention import LinearAttention
+
+        denoiser: Any = common.load_whole(SanaTransformer2DModel, self.repository.weights(DENOISER), self.run.dtypes.base)
+        for block in denoiser.transformer_blocks:
+            block.attn1.set_processor(LinearAttention())
+        memory = self.run.memory
+        if memory.gradient_checkpointing:
+            checkpoint_blocks(denoiser, list(denoiser.transformer_blocks), memory.gradient_checkpointing_interval)
+        return denoiser
+
+    def density(self, latent_HW: tuple[int, int]) -> Density:
+        from simpletuner.diffusion.density import flow_density
+
+        rows, columns = latent_HW
+        patch = self.denoiser_config["patch_size"]
+        return flow_density(self.run.flow, (rows // patch) * (columns // patch))
+
+    def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
+        """Pads each prompt to 300 tokens. Zeros serve: what the mask hides has no weight, whatever it holds."""
+        import torch
+        from torch.nn.functional import pad
+
+        prompts = [embed["prompt_LD"] for embed in embeds]
+        return {
+            "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, PROMPT_TOKENS - len(prompt_LD))) for prompt_LD in prompts]),
+            "mask_BL": torch.stack([(torch.arange(PROMPT_TOKENS) < len(prompt_LD)).long() for prompt_LD in prompts]),
+        }
+
+    def predict(self, denoiser: Any, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        import torch
+
+        dtype = getattr(torch, self.run.dtypes.base)
+        timestep_scale = denoiser.config.timestep_scale  # the files of Sana 1.0 are older than this setting and lack it
+        return denoiser(
+            hidden_states=x_BCHW.to(dtype),
+            encoder_hidden_states=cond["prompt_BLD"].to(dtype),
+            encoder_attention_mask=cond["mask_BL"],
+            timestep=t_B.float() * (1000 * timestep_scale),
+            return_dict=False,
+        )[0]
+
+    @contextmanager
+    def sampler(self, denoiser: nn.Module, device: str) -> Iterator[Callable[[Shot, Embeds, Embeds, OnStep | None], Tensor]]:
+        import torch
+        from diffusers import SanaPipeline
+
+        scheduler = common.load_scheduler(self.repository, self.options.validation_flow_shift)
+        pipeline: Any = SanaPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=denoiser, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        autocast = self.run.dtypes.autocast
+
+        def sample(shot: Shot, cond: Embeds, uncond: Embeds, on_step: OnStep | None) -> Tensor:
+            def step_ended(_pipeline: Any, index: int, _timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+                if on_step is not None:
+                    on_step(index + 1, state["latents"])
+                return {}
+
+            noise_1CHW = common.starting_noise(shot, self.latent)
+            rows, columns = noise_1CHW.shape[-2:]
+            prompts = {}
+            roles = {"": cond, "negative_": uncond} if shot.guidance > 1 else {"": cond}
+            for role, embeds in roles.items():
+                batch = self.collate([embeds], [])
+                prompts[f"{role}prompt_embeds"] = batch["prompt_BLD"].to(device)
+                prompts[f"{role}prompt_attention_mask"] = batch["mask_BL"].to(device)
+            with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
+                return pipeline(
+                    **prompts,
+                    negative_prompt=None,  # its default "" is refused beside ready-made embeds
+                    latents=noise_1CHW.to(device),
+                    # Only checked, for multiples of 32: the latents come ready-made, whatever the autoencoder's compression.
+                    height=rows * 32,
+                    width=columns * 32,
+                    num_inference_steps=shot.steps,
+                    guidance_scale=shot.guidance,
+                    use_resolution_binning=False,  # else it renders at another size and scales the picture
+                    output_type="latent",
+                    callback_on_step_end=step_ended,
+                ).images
+
+        with common.evaluating(denoiser):
+            yield sample
+
+    @contextmanager
+    def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds], Image]]:
+        autoencoder = DeepCompressionAutoencoder(self.repository)
+        with common.on_loan(autoencoder.load, device) as vae:
+            yield lambda latents_1CHW, _embeds: autoencoder.decode(vae(), latents_1CHW)
+
+    def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
+        return common.save_adapter(weights, lora_config, folder, prefix=DENOISER)
+
+    def load_adapter(self, path: Path) -> StateDict:
+        return common.load_adapter(path, prefixes=(DENOISER,))
+
+    def save_denoiser(self, weights: StateDict, folder: Path) -> Path:
+        return common.save_component(weights, self.denoiser_config, folder / DENOISER)
+
+    def load_denoiser_weights(self, folder: Path) -> StateDict:
+        return common.read_weights(folder / DENOISER)
+
+    def save_pipeline(self, weights: StateDict, folder: Path) -> None:
+        self.repository.copy(folder, but=DENOISER)
+        self.save_denoiser(weights, folder)
+
+    def usage(self, result: Path, prompt: str) -> str:
+        edge_px = self.latent.native_edge_px
+        settings = f"height={edge_px}, width={edge_px}, use_resolution_binning=False"
+        return common.usage("SanaPipeline", self.repository, result, f"{prompt!r}, {settings}")
+
+    def shot_defaults(self) -> tuple[float, int]:
+        return 4.5, 20  # the stock pipeline's own
+
+    @classmethod
+    def check(cls, run: Run) -> Iterable[Problem]:
+        assert isinstance(run.family, SanaOptions)
+        instruction = run.family.sana_complex_human_instruction
+        if isinstance(instruction, str) and instruction.lstrip().startswith("["):
+            try:
+                lines_of_json(instruction)
+            except ValueError as error:
+                option_name = "sana_complex_human_instruction"
+                yield Problem(
+                    option_name, f"`{option_name}` begins like a list, but: {error}", mend="write a JSON list of lines."
+                )
+        path = run.model.pretrained_model_name_or_path
+        for name, flavour in cls.flavours.items():
+            is_chosen = flavour.repository == path if path else name == run.model.model_flavour
+            if is_chosen and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
+                yield Problem(
+                    "mixed_precision",
+                    f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
+                    why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
+                    mend='set "mixed_precision" to "no", or choose a 1.6B or 4.8B flavour.',
+                )
+
+
+@dataclass(frozen=True)
+class GemmaEncoder:
+    """Gemma's last hidden states, trimmed to the tokens that the mask shows."""
+
+    repository: Repository
+    instruction: str
+    dtype: str
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        facts = {
+            "weights": self.repository.fingerprint("text_encoder"),
+            "tokenizer": self.repository.fingerprint("tokenizer"),
+            "dtype": self.dtype,
+            "instruction": self.instruction,
+            "tokens": PROMPT_TOKENS,
+        }
+        return Recipe("gemma", facts)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.repository.component("tokenizer").folder, local_files_only=True)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def load(self) -> nn.Module:
+        from transformers import AutoModel
+
+        return common.load_whole(AutoModel, self.repository.weights("text_encoder"), self.dtype)
+
+    @contextmanager
+    def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
+        with common.on_loan(self.load, device) as model:
+            yield lambda prompts: self.encode(model(), prompts)
+
+    def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
+        """Each prompt's embeds, in order. The roles pass through the model apart, since they differ in length."""
+        embeds: dict[int, Embeds] = {}
+        for role, prefix in (("cond", self.instruction), ("uncond", "")):
+            places = [place for place, prompt in enumerate(prompts) if prompt.role == role]
+            if places:
+                texts = [prefix + prompts[place].text.lower().strip() for place in places]
+                embeds.update(zip(places, self.encode_texts(model, texts, prefix), strict=True))
+        return [embeds[place] for place in range(len(prompts))]
+
+    def encode_texts(self, model: Any, texts: list[str], prefix: str) -> list[Embeds]:
+        import torch
+
+        # The prefix counts with its <bos>. <bos> and the last 299 tokens are kept: a piece of the prefix, the prompt, padding.
+        length = len(self.tokenizer.encode(prefix)) + PROMPT_TOKENS - 2 if prefix else PROMPT_TOKENS
+        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            # Nothing is generated, so keys and values need not be kept: 50 MB a prompt.
+            hidden_BLD = model(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device), use_cache=False)[0]
+        kept = [0, *range(1 - PROMPT_TOKENS, 0)]
+        shown_B = tokens.attention_mask[:, kept].sum(1).tolist()
+        if not all(shown_B):
+            raise UserError(
+                f"The tokenizer of `{self.repository.name}` gives no token for an empty prompt.",
+                why="Gemma's puts a <bos> before every text, and Sana keeps its position.",
+                mend="use the tokenizer files of the original repository.",
+            )
+        return [
+            {"prompt_LD": rows_LD[:shown].clone()} for rows_LD, shown in zip(hidden_BLD[:, kept].cpu(), shown_B, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class DeepCompressionAutoencoder:
+    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else."""
+
+    repository: Repository
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        scale = self.repository.json("vae/config.json")["scaling_factor"]
+        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": TILE_PX}
+        return Recipe("dc-ae", facts)
+
+    def load(self) -> nn.Module:
+        from diffusers import AutoencoderDC
+
+        vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
+        vae.enable_tiling(TILE_PX, TILE_PX, TILE_STRIDE_PX, TILE_STRIDE_PX)
+        return vae
+
+    @contextmanager
+    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+        with common.on_loan(self.load, device) as vae:
+            yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
+
+    def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:
+        import torch
+
+        with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+            return (vae.encode(pixels_B3HW.to(vae.device)).latent * vae.config.scaling_factor).cpu()
+
+    def decode(self, vae: Any, latents_1CHW: Tensor) -> Image:
+        import torch
+        from diffusers.image_processor import PixArtImageProcessor
+
+        with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+            latents_1CHW = latents_1CHW.to(vae.device, torch.float32) / vae.config.scaling_factor
+            pixels_13HW = vae.decode(latents_1CHW, return_dict=False)[0]
+        [picture] = PixArtImageProcessor().postprocess(pixels_13HW, output_type="pil")
+        return picture
+
+
+def stock_instruction() -> list[str]:
+    """The lines that the stock pipeline puts before each prompt by default, read from its signature."""
+    from diffusers import SanaPipeline
+
+    return list(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+
+
+def instruction_lines(written: str | tuple[str, ...] | None, config_path: Path | None) -> list[str]:
+    """What `sana_complex_human_instruction` means. A path not found from here is looked for beside the config file."""
+    if written is None:
+        return stock_instruction()
+    if not isinstance(written, str):
+        return list(written)
+    if written.strip().lower() == "none":
+        return []
+    if written.lstrip().startswith("["):
+        return lines_of_json(written)
+    places = [Path(os.path.expanduser(written)), *([config_path.parent / written] if config_path else [])]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"The file `{written}` of `sana_complex_human_instruction` is missing.",
+            why="looked for " + " or ".join(f"`{place.absolute()}`" for place in dict.fromkeys(places)) + ".",
+            mend='name a file, or write the lines as a list, or "None" for no instruction.',
+        )
+    text = file.read_text(encoding="utf-8").strip()
+    try:
+        return lines_of_json(text) if text.startswith("[") else text.splitlines()
+    except ValueError as error:
+        raise UserError(f"`{file}`, named by `sana_complex_human_instruction`, cannot be read: {error}") from error
+
+
+def lines_of_json(text: str) -> list[str]:
+    """A JSON list of strings. Raises ValueError."""
+    lines = json.loads(text)
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError("a JSON list of strings is expected")
+    return lines

@@ -1,0 +1,63 @@
+"""What every test stands on: one thread, no network, and tiny repositories built once a session."""
+
+from __future__ import annotations
+
+import os
+
+# Two cores that spin for each other make a tiny step fifteen times slower; set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpletuner.config.datasets import TextEmbedsDataset
+from simpletuner.config.run import Dtypes, Run
+from simpletuner.config.sections import SECTIONS
+from simpletuner.families import find
+
+FLOAT32 = Dtypes(base="float32", trained="float32", autocast=None, text="float32", latents="float32")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> the folder of its tiny repository, built at the first call. Only to be read."""
+    from simpletuner.examples.tiny import build_model
+
+    built: dict[str, Path] = {}
+
+    def repository(family: str) -> Path:
+        if family not in built:
+            folder = tmp_path_factory.mktemp("repositories") / family
+            build_model(family, folder)
+            built[family] = folder
+        return built[family]
+
+    return repository
+
+
+@pytest.fixture
+def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
+    """A run on a family's tiny repository, without datasets: options by name, and `dtypes` if not all float32."""
+
+    def run(family: str, *, dtypes: Dtypes = FLOAT32, **options: Any) -> Run:
+        family_class = find()[family]
+        values = {"model_family": family, "pretrained_model_name_or_path": str(tiny_repo(family)), "mixed_precision": "no"}
+        values |= {"lora_alpha": options.get("lora_rank", 16), **family_class.defaults, **options}
+        sections = {}
+        for name, section in {**SECTIONS, "family": family_class.Options}.items():
+            sections[name] = section(**{key: values.pop(key) for key in list(values) if key in section.model_fields})
+        assert not values, f"no such options: {values}"
+        return Run(**sections, datasets=(), text_embeds=TextEmbedsDataset(), dtypes=dtypes, sources={})
+
+    return run
