@@ -1,0 +1,214 @@
+"""Devices, ranks and gradients: the one module that imports accelerate.
+
+Accelerate brings the process group, the device and DDP, as its launcher or torchrun set them up. Precision, accumulation,
+schedule and saving are ours. What ranks tell each other besides gradients goes over a CPU group, as bytes, without pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simpletuner.config.run import Hardware, Run
+from simpletuner.data.samples import Cond
+from simpletuner.errors import Interrupted, RunError, UserError
+from simpletuner.families.base import ModelFamily
+from simpletuner.training.jobs import Asked
+
+__all__ = ["Engine", "Predict", "detect_hardware", "usable_cores"]
+
+LONGEST_WAIT = timedelta(days=7)
+"""One rank may index or encode for hours while the others wait."""
+
+STRATEGIES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What a container may use, on Linux with control groups of version 2: microseconds granted in each period."""
+
+
+def detect_hardware() -> Hardware:
+    """What this machine offers."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}:
+        return Hardware()
+    if torch.cuda.is_available():
+        return Hardware("cuda", has_bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+    if torch.backends.mps.is_available():
+        return Hardware("mps")
+    return Hardware()
+
+
+def usable_cores() -> int:
+    """Cores that this process may really use: its affinity and its container's quota, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if CPU_QUOTA.is_file():
+        granted, period = CPU_QUOTA.read_text().split()
+        if granted != "max":
+            cores = min(cores, max(1, int(granted) // int(period)))
+    return cores
+
+
+class Predict(nn.Module):
+    """What the loss calls: (x, t, cond) -> the denoiser's answer. DDP wraps this module; `denoiser` itself stays bare."""
+
+    def __init__(self, family: ModelFamily, denoiser: nn.Module, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._family = family
+        self._autocast = autocast
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        with torch.autocast(x_BCHW.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            return self._family.predict(self.denoiser, x_BCHW, t_B, cond)
+
+
+class Engine:
+    """One process of a run. A context manager: the processes of a run that ends well leave together."""
+
+    def __init__(self, run: Run) -> None:
+        from accelerate import Accelerator  # a second that a message about the configuration should not wait for
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        for variable, strategy in STRATEGIES.items():
+            if os.environ.get(variable, "").lower() == "true":
+                raise UserError(
+                    f"accelerate is set up for {strategy}, but this version trains with plain data parallelism only.",
+                    mend="run `accelerate config` and choose multi-GPU without it.",
+                )
+        self._autocast = getattr(torch, run.dtypes.autocast) if run.dtypes.autocast else None
+        # No precision for accelerate: weights lie in their formats already. `cpu`: without it torchrun on a machine with no
+        # accelerator starts as many independent trainings as it has processes, silently (accelerate 1.15).
+        self._accelerator = Accelerator(
+            cpu=detect_hardware().device == "cpu",
+            mixed_precision="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.ranks: int = self._accelerator.num_processes
+        self.device = str(self._accelerator.device)
+        self._cpu_group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.ranks > 1 else None
+        self._predict: nn.Module | None = None
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        wanted = run.precision.mixed_precision
+        self.notices: tuple[str, ...] = ()
+        if launched not in {"no", wanted}:
+            self.notices = (
+                f'accelerate was launched with precision "{launched}"; the run\'s own mixed_precision "{wanted}" holds.',
+            )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError(
+                "The memory of the device is full.",
+                why=str(error).splitlines()[0],
+                mend="lower train_batch_size (gradient_accumulation_steps makes up for it), vae_batch_size or the resolution; "
+                "keep gradient_checkpointing on; render smaller pictures (validation_resolution). What was saved is whole.",
+            ) from error
+        # A rank that leaves early makes the launcher end the others. After an error there is nobody to wait for.
+        if error is None or isinstance(error, Interrupted):
+            self.barrier()
+            self._accelerator.end_training()
+
+    # what ranks tell each other
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+        if self._cpu_group is not None:
+            dist.barrier(group=self._cpu_group)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, by rank, on every rank. Values must survive JSON."""
+        if self._cpu_group is None:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks)]
+        dist.all_gather(lengths, torch.tensor([len(text)]), group=self._cpu_group)
+        longest = max(int(length) for length in lengths)
+        padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.ranks)]
+        dist.all_gather(padded, nn.functional.pad(text, (0, longest - len(text))), group=self._cpu_group)
+        return [json.loads(row[: int(length)].numpy().tobytes()) for row, length in zip(padded, lengths, strict=True)]
+
+    def agree(self, asked: Asked) -> Asked:
+        """What any rank was asked, all ranks do: only one of them may have got the signal."""
+        if self._cpu_group is None:
+            return asked
+        flags = torch.tensor([int(flag) for flag in dataclasses.astuple(asked)], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._cpu_group)
+        signal_number, save, validate = flags.tolist()
+        return Asked(signal_number, bool(save), bool(validate))
+
+    # gradients
+
+    def prepare(self, family: ModelFamily, denoiser: nn.Module) -> nn.Module:
+        """Move the denoiser to the device; the module that the loss calls, its gradients shared between ranks."""
+        predict = Predict(family, denoiser, self._autocast)
+        # Frozen weights are equal on all ranks already, and quantised ones could not be broadcast.
+        frozen = [name for name, parameter in predict.named_parameters() if not parameter.requires_grad]
+        frozen += [name for name, _ in predict.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(predict, frozen)
+        self._predict = self._accelerator.prepare_model(predict)
+        return self._predict
+
+    def seed(self, seed: int) -> None:
+        """Start the generators that a step draws from, the CPU's and the device's."""
+        # Not by `torch.manual_seed`: for each kind of device that this machine lacks it notes a stack trace, which makes a
+        # millisecond a step (torch 2.13).
+        torch.default_generator.manual_seed(seed)
+        if self.device.startswith("cuda"):
+            torch.cuda.manual_seed(seed)
+        elif self.device == "mps":
+            torch.mps.manual_seed(seed)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """The tensor on this rank's device, without waiting for the copy."""
+        if not self.device.startswith("cuda"):
+            return tensor.to(self.device)
+        # From pageable memory the driver may first wait for all work in the stream.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Round forward and backward of one micro-batch: gradients meet at the last one of an optimiser step only."""
+        assert self._predict is not None, "prepare() comes first"
+        return nullcontext() if last else self._accelerator.no_sync(self._predict)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients."""
+        # Not through accelerate: it divides by an accumulation count of its own, which its launcher may have set.
+        loss.backward()
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """The global gradient norm, after which it is at most `max_norm` (0: as it is). Stays on the device."""
+        parameters = list(parameters)
+        # In float32: torch's own norm keeps the format of the gradients, whose bfloat16 knows three digits. And in one call:
+        # a kernel for each of a thousand gradients keeps the host busy.
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if max_norm > 0:
+            # Torch takes its calls over lists by itself on GPUs only.
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=self.device == "cpu" or None)
+        return norm
+
+    def peak_memory_gib(self) -> float | None:
+        """The most that tensors took on the device so far; None where torch does not count it."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.startswith("cuda") else None

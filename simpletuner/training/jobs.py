@@ -1,0 +1,110 @@
+"""Periodic work of a run: when it is due, what the user may ask for in between, and the signals that ask.
+
+A job may touch the model, runs on every rank, and may fail the run. It is run between two optimiser steps.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from simpletuner.training.trainer import Trainer
+
+__all__ = ["Asked", "Due", "Inbox", "Job"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of a running training."""
+
+    signal_number: int = 0
+    """The signal that asks to stop, or 0."""
+    save: bool = False
+    validate: bool = False
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to end here."""
+        return self.signal_number != 0
+
+    def __or__(self, other: Asked) -> Asked:
+        return Asked(max(self.signal_number, other.signal_number), self.save or other.save, self.validate or other.validate)
+
+
+@dataclass(frozen=True)
+class Due:
+    """When a job runs."""
+
+    steps: int = 0
+    """Every so many optimiser steps; 0 never for this reason."""
+    at_start: bool = False
+    at_end: bool = False
+    asked: Literal["", "save", "validate"] = ""
+    """The wish that it answers."""
+
+    def met(self, step: int, asked: Asked, *, is_start: bool, is_end: bool) -> bool:
+        """Whether the job runs now, `step` optimiser steps being done. A user who wants to leave waits for saving only."""
+        if asked.stop:
+            return self.asked == "save"
+        if is_start:
+            return self.at_start or (is_end and self.at_end)
+        wanted = (self.asked == "save" and asked.save) or (self.asked == "validate" and asked.validate)
+        return wanted or (is_end and self.at_end) or self.falls_on(step)
+
+    def falls_on(self, step: int) -> bool:
+        """Whether `step` is one of those at the interval."""
+        return step > 0 and self.steps > 0 and step % self.steps == 0
+
+
+class Job(Protocol):
+    """Periodic work."""
+
+    due: Due
+
+    def run(self, trainer: Trainer) -> None:
+        """Do it. Called on every rank, in the same order."""
+        ...
+
+
+WISHES = {
+    signal.SIGINT: Asked(signal.SIGINT, save=True),
+    signal.SIGTERM: Asked(signal.SIGTERM, save=True),
+    signal.SIGUSR1: Asked(save=True),  # what Slurm and its kin send ahead of a time limit
+    signal.SIGUSR2: Asked(validate=True),
+}
+
+
+class Inbox:
+    """Takes signals while its block is open: Ctrl-C and SIGTERM stop, SIGUSR1 saves, SIGUSR2 paints the gallery.
+
+    Nothing is done in the handler; the trainer looks between two steps. A second Ctrl-C or SIGTERM ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self._wishes: deque[Asked] = deque()
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Inbox:
+        self._former = {number: signal.signal(number, self._note) for number in WISHES}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def take(self) -> Asked:
+        """All that was asked since the last time."""
+        asked = Asked()
+        while self._wishes:
+            asked |= self._wishes.popleft()
+        return asked
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        wish = WISHES[signal.Signals(number)]
+        self._wishes.append(wish)
+        if wish.stop:
+            signal.signal(number, self._former[number])

@@ -1,0 +1,178 @@
+"""The loop: micro-batches in, optimiser steps out, jobs in between.
+
+Shape letters:  B batch,  C latent channels,  H W latent rows and columns.  Time t is 0 for clean and 1 for noise.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.run import Run
+from simpletuner.data.samples import Batch, Cursor, draw_seed
+from simpletuner.diffusion.density import stratified
+from simpletuner.diffusion.objective import l2
+from simpletuner.errors import Interrupted
+from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
+from simpletuner.families.base import ModelFamily
+from simpletuner.training.engine import Engine
+from simpletuner.training.jobs import Asked, Inbox, Job
+from simpletuner.training.meter import Meter
+from simpletuner.training.optimizers import build_optimizer
+from simpletuner.training.schedules import learning_rate
+from simpletuner.training.state import TrainState
+from simpletuner.training.tuning import Tuning
+
+__all__ = ["BatchStream", "Group", "Trainer"]
+
+
+class Group(Protocol):
+    """This rank's micro-batches of one optimiser step."""
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """One for each turn of accumulation."""
+
+    @property
+    def after(self) -> Cursor:
+        """Where the stream goes on."""
+
+
+class BatchStream(Protocol):
+    """Where micro-batches come from: endless, the same from the same cursor."""
+
+    def groups(self, cursor: Cursor) -> Generator[Group, None, None]:
+        """Groups from `cursor` on; closing the generator ends its prefetching."""
+        ...
+
+
+class Trainer:
+    """A run from its first step, or a checkpoint's, to its last. Jobs find here what they need."""
+
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        family: ModelFamily,
+        denoiser: nn.Module,
+        tuning: Tuning,
+        batches: BatchStream,
+        jobs: Sequence[Job],
+        tell: Tell,
+        *,
+        steps: int,
+    ) -> None:
+        self.run = run
+        self.engine = engine
+        self.family = family
+        self.denoiser = denoiser
+        self.tuning = tuning
+        self.batches = batches
+        self.jobs = tuple(jobs)
+        self.tell = tell
+        self.steps = steps
+        self.state = TrainState()
+        self.meter = Meter(engine)
+        self.predict = engine.prepare(family, denoiser)
+        self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last optimiser step was taken."""
+        return self.state.step >= self.steps
+
+    def fit(self) -> None:
+        """Train to the end. Raises Interrupted if the user stops it, RunError if the loss is not finite."""
+        self.tell(RunStarted(self.state.step, self.steps))
+        with Inbox() as inbox:
+            self._work(Asked(), is_start=True)
+            if not self.is_done:
+                self._loop(inbox)
+        self.tell(RunFinished(self.state.step))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of each sample, (B,) float32. All its draws, dropout too, are keyed by the micro-batch, not by the rank."""
+        self.engine.seed(draw_seed(self.run.training.seed, batch.micro.epoch, batch.micro.index))
+        x0_BCHW = self.engine.to_device(batch.latents_BCHW).float()
+        cond = {name: self.engine.to_device(tensor) for name, tensor in batch.cond.items()}
+        density = self.family.density((x0_BCHW.shape[-2], x0_BCHW.shape[-1]))
+        t_B = self.engine.to_device(density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float())
+        noise_BCHW = torch.randn_like(x0_BCHW)
+        x_BCHW = self.family.process.diffuse(x0_BCHW, noise_BCHW, t_B)
+        if batch.is_regularisation and self.tuning.keeps_base:
+            with self.tuning.disabled(), torch.no_grad():
+                target_BCHW = self.predict(x_BCHW, t_B, cond)
+        else:
+            target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
+        return l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
+
+    def _loop(self, inbox: Inbox) -> None:
+        with closing(self.batches.groups(self.state.cursor)) as groups:
+            for group in groups:
+                self._step(group)
+                if self.is_done or self.state.step % self.run.reporting.log_step_interval == 0:
+                    self._report()
+                asked = self.engine.agree(inbox.take())
+                self._work(asked)
+                if asked.stop:
+                    raise self._interrupted(asked)
+                if self.is_done:
+                    return
+
+    def _step(self, group: Group) -> None:
+        losses_B = []
+        for turn, batch in enumerate(group.batches, start=1):
+            with self.engine.accumulate(last=turn == len(group.batches)):
+                loss_B = self.loss(batch)
+                self.engine.backward(loss_B.mean() / len(group.batches))
+            losses_B.append(loss_B)
+        grad_norm = self.engine.clip(self.tuning.parameters().values(), self.run.optimizer.max_grad_norm)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = learning_rate(self.state.step, self.run.optimizer, self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.advance(group.after, samples=group.batches[0].slots)
+        self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
+
+    def _report(self) -> None:
+        figures = self.meter.figures()
+        extra = {"regularisation_loss": figures.regularisation_loss, "peak_memory_gib": self.engine.peak_memory_gib()}
+        self.tell(
+            Stepped(
+                step=self.state.step,
+                steps=self.steps,
+                epoch=self.state.epoch,
+                loss=figures.loss,
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                grad_norm=figures.grad_norm,
+                samples_per_s=figures.samples_per_s,
+                time=figures.time,
+                extra={name: value for name, value in extra.items() if value is not None},
+            )
+        )
+
+    def _work(self, asked: Asked, *, is_start: bool = False) -> None:
+        if asked.stop:
+            self.tell(Notice(f"{signal.Signals(asked.signal_number).name}: saving step {self.state.step}, then stopping."))
+        due = [job for job in self.jobs if job.due.met(self.state.step, asked, is_start=is_start, is_end=self.is_done)]
+        if not due:
+            return
+        self.meter.read()  # nothing is saved or painted of weights that a non-finite loss has spoiled
+        with self.meter.paused():
+            for job in due:
+                job.run(self)
+
+    def _interrupted(self, asked: Asked) -> Interrupted:
+        arguments = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]
+        return Interrupted(
+            asked.signal_number,
+            f"Stopped at step {self.state.step} of {self.steps}; it is saved in {self.run.checkpointing.output_dir}.",
+            mend=f"start it again as before, and it goes on from there: {shlex.join(['simpletuner', *arguments])}",
+        )

@@ -1,0 +1,257 @@
+"""Each tuning of each family on two ranks over gloo: 2 processes are 1 process that accumulates twice.
+
+This file is also the program that each rank runs: `torchrun --nproc_per_node 2 test_two_ranks.py RESULTS FAMILY=FOLDER ...`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from training_fakes import Family, Group, Stream, Told, make_run, trainer_of
+
+from simpletuner.config.run import Run
+from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
+from simpletuner.errors import SimpletunerError
+from simpletuner.events import Stepped
+from simpletuner.families import find
+from simpletuner.training.engine import Engine
+from simpletuner.training.jobs import Asked, Due
+from simpletuner.training.trainer import Trainer
+from simpletuner.training.tuning import build_tuning
+
+TUNINGS = ("lora", "full")
+STEPS = 3
+
+
+class FamilyStream:
+    """Two pictures of random latents in each micro-batch; every second micro-batch is regularisation."""
+
+    def __init__(self, family: Any, rank: int, ranks: int) -> None:
+        self.family, self.rank, self.ranks = family, rank, ranks
+        embeds: list[dict[str, torch.Tensor]] = [{}, {}]
+        for encoder in family.text_encoders():
+            with encoder.lent("cpu") as encode:
+                for merged, new in zip(embeds, encode([Prompt("a red square"), Prompt("", "uncond")]), strict=True):
+                    merged.update(new)
+        edge = family.latent.native_edge_px
+        self.cond = family.collate(embeds, [Place((edge, edge), (edge, edge), (0, 0), (edge, edge))] * 2)
+        self.shape = (2, family.latent.channels, *family.latent.grid(edge, edge))
+
+    def groups(self, cursor: Cursor) -> Iterator[Group]:
+        for step in range(STEPS):
+            group = [self.batch(2 * step + turn, turn) for turn in range(2)]
+            yield Group(group[self.rank :: self.ranks], Cursor(0, 2 * step + 2))
+
+    def batch(self, index: int, turn: int) -> Batch:
+        latents_BCHW = torch.randn(self.shape, generator=torch.Generator().manual_seed(index))
+        return Batch(latents_BCHW, self.cond, ("a", "b"), turn == 1, MicroBatch(0, (0, 0), (0, 1), 0, index), 2 * turn, 4)
+
+
+def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
+    return make_run(
+        folder,
+        model_family=name,
+        family=find()[name].Options(),
+        pretrained_model_name_or_path=repository,
+        model_type=tuning,
+        lora_dropout=0.1,
+        learning_rate=1e-3,
+        optimizer_config={"eps": 1e-2},  # else Adam turns the last bit of a gradient near zero into a whole step
+    )
+
+
+def train(engine: Engine, results: Path, name: str, repository: str, tuning_name: str) -> None:
+    """Three steps; gradients, weights and losses of this rank are written to `results`."""
+    run = run_of(results, name, repository, tuning_name)
+    family, told = find()[name](run), Told()
+    gradients: dict[str, torch.Tensor] = {}
+    denoiser = family.load_denoiser()
+    tuning = build_tuning(family, denoiser, run)
+    stream = FamilyStream(family, engine.rank, engine.ranks)
+    trainer = Trainer(run, engine, family, denoiser, tuning, stream, [], told, steps=STEPS)
+    step = trainer.optimizer.step
+
+    def note_and_step() -> None:
+        found = {key: parameter.grad.clone() for key, parameter in tuning.parameters().items() if parameter.grad is not None}
+        gradients.update({f"{trainer.state.step}/{key}": gradient for key, gradient in found.items()})
+        step()
+
+    trainer.optimizer.step = note_and_step  # type: ignore[method-assign,assignment]
+    trainer.fit()
+    stem = f"{name}-{tuning_name}-{engine.rank}of{engine.ranks}"
+    save_file(gradients, results / f"{stem}-gradients.safetensors")
+    save_file(tuning.weights(), results / f"{stem}-weights.safetensors")
+    norms = [event.grad_norm for event in told.of(Stepped)]
+    (results / f"{stem}.json").write_text(json.dumps([list(told.losses.values()), norms]))
+
+
+def talk(engine: Engine, results: Path) -> None:
+    """What ranks tell each other."""
+    told = engine.gather({"rank": engine.rank, "text": "ü" * (1000 * engine.rank)})
+    agreed = engine.agree(Asked(signal.SIGTERM if engine.rank == 1 else 0, save=engine.rank == 1))
+    engine.barrier()
+    answer = {
+        "texts": [[one["rank"], len(one["text"])] for one in told],
+        "agreed": [agreed.signal_number, agreed.save, agreed.validate],
+    }
+    (results / f"talk-{engine.rank}.json").write_text(json.dumps(answer))
+
+
+class Stop:
+    """A signal that only one rank gets."""
+
+    due = Due(steps=2)
+
+    def run(self, trainer: Trainer) -> None:
+        if trainer.engine.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Spoiled(Stream):
+    """A picture that is no number, on rank 1 only."""
+
+    def groups(self, cursor: Cursor) -> Iterator[Group]:
+        for group in super().groups(cursor):
+            if self.rank == 1:
+                group.batches[0].latents_BCHW[0] = math.nan
+            yield group
+
+
+class Unwritable(Family):
+    """A disk that is full for the one rank that writes."""
+
+    def save_adapter(self, *_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+
+def fail_together(engine: Engine, results: Path) -> None:
+    """What stops one rank; how both ended is written to `results`."""
+    cases: dict[str, dict[str, Any]] = {
+        "stopped": {"jobs": [Stop()]},
+        "spoiled": {"stream": Spoiled(rank=engine.rank, ranks=engine.ranks)},
+        "full": {"family": Unwritable()},
+    }
+    outcome = {}
+    for name, case in cases.items():
+        with trainer_of(make_run(results / name), steps=4, engine=engine, **case) as trainer:
+            try:
+                trainer.fit()
+            except SimpletunerError as error:
+                outcome[name] = [trainer.state.step, error.exit_code, str(error)]
+    (results / f"failed-{engine.rank}.json").write_text(json.dumps(outcome))
+
+
+def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
+    for pair in families:
+        for tuning in TUNINGS:
+            train(engine, results, *pair.split("=", 1), tuning)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str], Path]) -> Path:
+    """What one process and what two wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    families = [f"{name}={tiny_repo(name)}" for name in find()]
+    with Engine(make_run(folder)) as engine:
+        train_all(engine, folder, families)
+    # Without a GPU no flag is needed: two processes must never be two trainings that know nothing of each other.
+    flags = {"ACCELERATE_USE_CPU": "1"} if torch.cuda.is_available() else {}
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+        folder,
+        *families,
+    ]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        launch,
+        env=os.environ | flags | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def tensors(results: Path, stem: str) -> dict[str, torch.Tensor]:
+    return load_file(results / f"{stem}.safetensors")
+
+
+CASES = [(name, tuning) for name in find() for tuning in TUNINGS]
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_both_ranks_hold_the_same_weights(results: Path, name: str, tuning: str) -> None:
+    first, second = (tensors(results, f"{name}-{tuning}-{rank}of2-weights") for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_two_processes_have_the_gradients_of_one_that_accumulates_twice(results: Path, name: str, tuning: str) -> None:
+    one, two = (tensors(results, f"{name}-{tuning}-0of{ranks}-gradients") for ranks in (1, 2))
+    first = {key for key in one if key.startswith("0/")}
+    assert first
+    assert one.keys() == two.keys()
+    largest = max(one[key].abs().max().item() for key in first)
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=largest * (1e-6 if key in first else 1e-4), rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_two_processes_end_with_the_weights_and_losses_of_one(results: Path, name: str, tuning: str) -> None:
+    one, two = (tensors(results, f"{name}-{tuning}-0of{ranks}-weights") for ranks in (1, 2))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-4, msg=key)
+    (losses, norms), (losses_of_two, norms_of_two) = (
+        json.loads((results / f"{name}-{tuning}-0of{ranks}.json").read_text()) for ranks in (1, 2)
+    )
+    assert losses_of_two == pytest.approx(losses, rel=1e-4)
+    assert norms_of_two == pytest.approx(norms, rel=1e-3)
+    assert len(losses) == STEPS
+
+
+def test_ranks_hear_each_other_in_order_and_agree(results: Path) -> None:
+    for rank in range(2):
+        told = json.loads((results / f"talk-{rank}.json").read_text())
+        assert told == {"texts": [[0, 0], [1, 1000]], "agreed": [15, True, False]}
+
+
+def test_what_stops_one_rank_stops_both_and_the_stopped_run_is_saved(results: Path) -> None:
+    for rank in range(2):
+        outcome = json.loads((results / f"failed-{rank}.json").read_text())
+        assert outcome["stopped"][:2] == [3, 143]
+        assert outcome["spoiled"][:2] == [1, 1]
+        assert "The loss of step 1 is not finite. It came from: 0-1-a.png" in outcome["spoiled"][2]
+        assert outcome["full"][:2] == [4, 1]
+        assert "could not be written" in outcome["full"][2]
+    assert [path.name for path in (results / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with Engine(make_run(folder)) as engine:
+        talk(engine, folder)
+        train_all(engine, folder, sys.argv[2:])
+        fail_together(engine, folder)
