@@ -1,0 +1,169 @@
+"""The gallery: the same pictures again and again while training, and once from the untouched base, to see what was learned.
+
+Which pictures is `prompts.py`'s; how one is made is the family's. Rank 0 renders while the others wait.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from simpletuner.config.run import Run
+from simpletuner.data.prompts import PromptStore
+from simpletuner.data.ranks import together
+from simpletuner.data.samples import Prompt
+from simpletuner.data.whole import write_whole
+from simpletuner.errors import RunError
+from simpletuner.events import Painted, Progress
+from simpletuner.families.base import Shot
+from simpletuner.training.jobs import Due
+
+if TYPE_CHECKING:
+    from simpletuner.training.trainer import Trainer
+
+__all__ = ["Gallery", "file_name", "is_complete", "is_painted", "write_png"]
+
+FOLDER = "validation"
+NAME_BYTES = 100
+"""Longest nickname in a file name; file systems allow 255 bytes for the whole."""
+
+
+class Gallery:
+    """Renders the shots at its times, and the base's own pictures of them before the first."""
+
+    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore) -> None:
+        folder = Path(run.checkpointing.output_dir)
+        self._folder = folder / FOLDER
+        self._base_folder = None if run.validation.disable_benchmark else folder / "benchmark"
+        self._on_startup = run.validation.validation_on_startup
+        self._shots = shots
+        self._prompts = prompts
+        self._start: int | None = None
+        """Step at which this process began."""
+        self._painted: int | None = None
+        """Step of the newest gallery."""
+        steps = run.validation.validation_step_interval
+        assert steps is not None, "config/derive.py fills in validation_step_interval"
+        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate")
+
+    def run(self, trainer: Trainer) -> None:
+        """Paint what is due. The first call is the one before the first step."""
+        if self._shots:
+            together(trainer.engine, lambda: self._run(trainer) if trainer.engine.rank == 0 else None)
+
+    def _run(self, trainer: Trainer) -> None:
+        if self._start is None:
+            self._start = trainer.state.step
+            self._paint_base(trainer)
+            # Due here: the run that saved this step may have been killed before its pictures were painted.
+            if not (self._on_startup or trainer.is_done or self.due.falls_on(self._start)):
+                return
+        if trainer.state.step != self._painted:
+            self._paint_step(trainer)
+
+    def _paint_base(self, trainer: Trainer) -> None:
+        """The base's own pictures, once. Full tuning changes the base: after its first step nobody can ask it any more."""
+        if self._base_folder is not None and (trainer.state.step == 0 or trainer.tuning.keeps_base):
+            shots = self._missing(self._base_folder, 0)
+            self._paint(trainer, shots, 0, trainer.tuning.disabled(), "pictures of the base model")
+
+    def _paint_step(self, trainer: Trainer) -> None:
+        """The gallery of this step. Where a run was resumed it is there; pictures of later steps may be another run's."""
+        step = self._painted = trainer.state.step
+        shots = self._missing(self._folder, step) if step == self._start else self._all(self._folder, step)
+        self._paint(trainer, shots, step, trainer.tuning.evaluating(), f"gallery at step {step}")
+
+    def _all(self, folder: Path, step: int) -> dict[Path, Shot]:
+        return {folder / file_name(shot, step): shot for shot in self._shots}
+
+    def _missing(self, folder: Path, step: int) -> dict[Path, Shot]:
+        return {path: shot for path, shot in self._all(folder, step).items() if not is_painted(path, shot, step)}
+
+    def _paint(
+        self, trainer: Trainer, shots: dict[Path, Shot], step: int, model: AbstractContextManager[None], task: str
+    ) -> None:
+        """Sample all latents, then decode them: denoiser and decoder are never needed at once."""
+        if not shots:
+            return
+        device = trainer.engine.device
+        # Not every draw in a library takes a generator; training must not see that pictures were made.
+        generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
+        with generators, torch.no_grad():
+            latents = []
+            with model, trainer.family.sampler(trainer.denoiser, device) as sample:
+                for done, shot in enumerate(shots.values()):
+                    trainer.tell(Progress(task, done, len(shots), "pictures"))
+                    cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))
+                    latents.append(sample(shot, cond, uncond, None).cpu())
+            with trainer.family.image_decoder(device) as decode:
+                for (path, shot), latents_1CHW in zip(shots.items(), latents, strict=True):
+                    image = decode(latents_1CHW, self._prompts.get(_prompts(shot)[0]))
+                    write_png(image, path, facts(shot, step))
+                    trainer.tell(Painted(path, shot.nickname, shot.prompt, step))
+        trainer.tell(Progress(task, len(shots), len(shots), "pictures"))
+
+
+def _prompts(shot: Shot) -> tuple[Prompt, Prompt]:
+    return Prompt(shot.prompt), Prompt(shot.negative, "uncond")
+
+
+def file_name(shot: Shot, step: int) -> str:
+    """`step_<step>_<nickname>_<index>_<W>x<H>.png`, safe on every file system.
+
+    Nicknames that become the same are still told apart by their index.
+    """
+    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("_")
+    nickname = nickname.encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
+    return f"step_{step}_{nickname}_{shot.index}_{shot.width_px}x{shot.height_px}.png"
+
+
+def facts(shot: Shot, step: int) -> dict[str, str]:
+    """What the picture says of itself in its metadata."""
+    return {
+        "nickname": shot.nickname,
+        "prompt": shot.prompt,
+        "negative_prompt": shot.negative,
+        "seed": str(shot.seed),
+        "guidance": str(shot.guidance),
+        "inference_steps": str(shot.steps),
+        "step": str(step),
+    }
+
+
+def is_complete(run: Run, shots: tuple[Shot, ...], step: int) -> bool:
+    """Whether the gallery of `step` has all its pictures."""
+    folder = Path(run.checkpointing.output_dir) / FOLDER
+    return all(is_painted(folder / file_name(shot, step), shot, step) for shot in shots)
+
+
+def is_painted(path: Path, shot: Shot, step: int) -> bool:
+    """Whether `path` holds this very picture, by its metadata."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            return facts(shot, step).items() <= image.info.items()
+    except OSError:  # no picture at all: paint it anew
+        return False
+
+
+def write_png(image: Image.Image, path: Path, texts: dict[str, str]) -> None:
+    """Write a PNG with metadata; `path` is either the whole picture or what it was before. Raises RunError."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_itxt(key, text)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    try:
+        write_whole(path, file.getvalue())
+    except OSError as error:
+        mend = "make room there and start the same command again: it goes on from the last checkpoint."
+        raise RunError(f"{path} could not be written: {error}.", mend=mend) from error

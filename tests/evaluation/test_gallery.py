@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from simpletuner.config.run import Run
+from simpletuner.data.ranks import Alone
+from simpletuner.data.samples import Prompt
+from simpletuner.errors import RunError
+from simpletuner.evaluation.gallery import Gallery, file_name, is_painted, write_png
+from simpletuner.events import Event, Painted
+from simpletuner.families.base import Shot
+from simpletuner.training.state import TrainState
+
+SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
+
+
+class FakeEngine(Alone):
+    device = "cpu"
+
+
+class FakeTuning:
+    """Notes how the model stands while something is sampled."""
+
+    keeps_base = True
+
+    def __init__(self) -> None:
+        self.standing = "training"
+
+    @contextmanager
+    def _as(self, standing: str) -> Iterator[None]:
+        self.standing = standing
+        yield
+        self.standing = "training"
+
+    def disabled(self) -> Any:
+        return self._as("base")
+
+    def evaluating(self) -> Any:
+        return self._as("evaluating")
+
+
+class FakeFamily:
+    """Renders flat pictures whose red tells the standing of the model; draws from the global generator as libraries do."""
+
+    def __init__(self, tuning: FakeTuning) -> None:
+        self.tuning = tuning
+        self.sampled: list[tuple[str, str, str]] = []
+        self.is_sampling = False
+
+    @contextmanager
+    def sampler(self, denoiser: Any, device: str) -> Iterator[Callable[..., torch.Tensor]]:
+        def sample(shot: Shot, cond: str, uncond: str, on_step: None) -> torch.Tensor:
+            self.sampled.append((self.tuning.standing, cond, uncond))
+            assert not torch.is_grad_enabled()
+            return torch.full((1, 1, 1, 1), {"base": 10.0, "evaluating": 200.0}[self.tuning.standing]) + 0 * torch.rand(1)
+
+        self.is_sampling = True
+        yield sample
+        self.is_sampling = False
+
+    @contextmanager
+    def image_decoder(self, device: str) -> Iterator[Callable[..., Image.Image]]:
+        assert not self.is_sampling, "denoiser and decoder are needed at once"
+        yield lambda latents, embeds: Image.new("RGB", (64, 32), (int(latents.item()), 0, 0))
+
+
+class FakePrompts:
+    def get(self, prompt: Prompt) -> str:
+        return f"{prompt.role}:{prompt.text}"
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def trainer(told: list[Event]) -> Any:
+    tuning = FakeTuning()
+    return SimpleNamespace(
+        engine=FakeEngine(),
+        tuning=tuning,
+        family=FakeFamily(tuning),
+        denoiser=None,
+        state=TrainState(),
+        is_done=False,
+        tell=told.append,
+    )
+
+
+@pytest.fixture
+def gallery(make_run: Callable[..., Run], tmp_path: Path) -> Callable[..., Gallery]:
+    def of(shots: tuple[Shot, ...] = (SHOT,), **options: Any) -> Gallery:
+        run = make_run("sana", output_dir=str(tmp_path), validation_step_interval=10, **options)
+        return Gallery(run, shots, FakePrompts())  # type: ignore[arg-type]
+
+    return of
+
+
+def red(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.convert("RGB").getpixel((0, 0))[0]
+
+
+def test_the_base_s_pictures_come_before_the_first_step_and_the_gallery_later(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    job = gallery()
+    job.run(trainer)
+    assert not (tmp_path / "validation").exists()
+    trainer.state.step = 10
+    job.run(trainer)
+    assert red(tmp_path / "benchmark" / "step_0_cat_0_64x32.png") == 10
+    assert red(tmp_path / "validation" / "step_10_cat_0_64x32.png") == 200
+    assert trainer.tuning.standing == "training"
+
+
+def test_cond_and_uncond_go_to_the_sampler(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    gallery((replace(SHOT, negative="blurry"),), disable_benchmark=True, validation_on_startup=True).run(trainer)
+    assert trainer.family.sampled == [("evaluating", "cond:a cat", "uncond:blurry")]
+
+
+def test_a_gallery_on_startup_and_no_benchmark_where_so_wished(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    gallery(disable_benchmark=True, validation_on_startup=True).run(trainer)
+    assert (tmp_path / "validation" / "step_0_cat_0_64x32.png").is_file()
+    assert not (tmp_path / "benchmark").exists()
+
+
+def test_each_picture_is_told_once_it_is_there(
+    gallery: Callable[..., Gallery], trainer: Any, told: list[Event], tmp_path: Path
+) -> None:
+    gallery(disable_benchmark=True, validation_on_startup=True).run(trainer)
+    (painted,) = (event for event in told if isinstance(event, Painted))
+    assert painted == Painted(tmp_path / "validation" / "step_0_cat_0_64x32.png", "cat", "a cat", 0)
+
+
+def test_nothing_is_painted_twice_at_one_step(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    job = gallery(disable_benchmark=True)
+    job.run(trainer)
+    trainer.state.step = 10
+    job.run(trainer)
+    job.run(trainer)
+    assert len(trainer.family.sampled) == 1
+
+
+def test_a_resumed_run_paints_only_what_is_missing_of_its_first_step(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    trainer.state.step = 10
+    first = gallery(validation_on_startup=True)
+    first.run(trainer)
+    assert len(trainer.family.sampled) == 2
+    dog = replace(SHOT, nickname="dog", index=1)
+    gallery((SHOT, dog), validation_on_startup=True).run(trainer)
+    assert len(trainer.family.sampled) == 4, "the base's picture and the gallery's of the dog"
+
+
+def test_a_resumed_run_paints_what_a_killed_one_still_owed_at_that_step(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    for step in (9, 10):
+        trainer.state.step = step
+        gallery(disable_benchmark=True).run(trainer)
+    assert os.listdir(tmp_path / "validation") == [file_name(SHOT, 10)], "only that of a step at the interval was owed"
+    gallery(disable_benchmark=True).run(trainer)
+    assert len(trainer.family.sampled) == 1, "what is there is not painted again"
+
+
+def test_pictures_of_later_steps_are_painted_anew_after_a_resume(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    """They may come from weights that were thrown away: another learning rate from the last checkpoint on."""
+    path = tmp_path / "validation" / file_name(SHOT, 20)
+    trainer.state.step = 20
+    gallery(disable_benchmark=True, validation_on_startup=True).run(trainer)
+    Image.new("RGB", (64, 32), (1, 2, 3)).save(path, pnginfo=None)
+    resumed = gallery(disable_benchmark=True)
+    trainer.state.step = 10
+    resumed.run(trainer)
+    trainer.state.step = 20
+    resumed.run(trainer)
+    assert red(path) == 200
+
+
+def test_a_changed_prompt_under_the_same_name_is_painted_anew(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    gallery().run(trainer)
+    gallery((replace(SHOT, prompt="another cat"),)).run(trainer)
+    assert [cond for _, cond, _ in trainer.family.sampled] == ["cond:a cat", "cond:another cat"]
+
+
+def test_full_tuning_has_no_base_to_ask_after_its_first_step(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    trainer.tuning.keeps_base = False
+    trainer.state.step = 10
+    gallery().run(trainer)
+    assert not (tmp_path / "benchmark").exists()
+
+
+def test_a_run_that_ends_where_it_began_still_has_its_gallery(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    trainer.state.step, trainer.is_done = 10, True
+    gallery().run(trainer)
+    assert (tmp_path / "validation" / "step_10_cat_0_64x32.png").is_file()
+
+
+def test_training_s_random_numbers_do_not_notice_a_gallery(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    before = torch.get_rng_state()
+    gallery(validation_on_startup=True).run(trainer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_ranks_wait_and_paint_nothing(gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path) -> None:
+    trainer.engine.rank = 1
+    gallery(validation_on_startup=True).run(trainer)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "nickname",
+    ["chef_<token>", "a/b\\..", "😀", "CON", "x" * 300, "é" * 300, "", ".", "../../etc/passwd", "tab\there\n", "你好"],
+)
+def test_any_nickname_makes_a_file(nickname: str, tmp_path: Path) -> None:
+    path = tmp_path / file_name(replace(SHOT, nickname=nickname), 5)
+    write_png(Image.new("RGB", (4, 4)), path, {"nickname": nickname or "-"})
+    assert os.listdir(tmp_path) == [path.name]
+    assert path.name.startswith("step_5_")
+    assert path.name.endswith("_0_64x32.png")
+
+
+@given(nickname=st.text(max_size=400), step=st.integers(0, 10**9))
+def test_a_file_name_holds_no_character_that_a_file_system_forbids(nickname: str, step: int) -> None:
+    name = file_name(replace(SHOT, nickname=nickname), step)
+    assert len(name.encode()) < 240
+    assert not set(name) & set('/\\<>:"|?* \0\n\r\t')
+
+
+def test_nicknames_that_become_the_same_name_do_not_collide() -> None:
+    names = {file_name(replace(SHOT, nickname=nickname, index=i), 1) for i, nickname in enumerate(["a/b", "a b", "a_b"])}
+    assert len(names) == 3
+
+
+def test_a_picture_says_in_its_metadata_what_it_is(gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path) -> None:
+    shot = replace(SHOT, nickname="chef_<token>", prompt="你好 😀\nsecond line")
+    gallery((shot,), disable_benchmark=True, validation_on_startup=True).run(trainer)
+    with Image.open(tmp_path / "validation" / "step_0_chef__token_0_64x32.png") as image:
+        texts = dict(image.info)
+    wanted = {"nickname": "chef_<token>", "prompt": "你好 😀\nsecond line", "seed": "7", "guidance": "4.5", "step": "0"}
+    assert wanted.items() <= texts.items()
+
+
+def test_a_damaged_picture_does_not_count_as_painted(tmp_path: Path) -> None:
+    path = tmp_path / file_name(SHOT, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n half")
+    assert not is_painted(path, SHOT, 0)
+
+
+def test_a_failed_write_leaves_the_former_picture_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    write_png(Image.new("RGB", (4, 4), "red"), path, {})
+
+    def full(_fd: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="could not be written: No space"):
+        write_png(Image.new("RGB", (4, 4), "blue"), path, {})
+    assert red(path) == 255
+    assert os.listdir(tmp_path) == ["a.png"]
