@@ -1,0 +1,231 @@
+"""The command line: finds out what is wanted, and calls it. The only place that prints.
+
+The answer goes to stdout, all else to stderr. Nothing heavy is imported before it is needed: `--help` answers at once.
+"""
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simpletuner import __version__
+from simpletuner.errors import SimpletunerError, UserError
+from simpletuner.events import Notice
+
+if TYPE_CHECKING:
+    from simpletuner.config.run import Run
+
+__all__ = ["main"]
+
+OVERVIEW = """\
+Usage: simpletuner COMMAND ...
+
+  train      train what the config says
+  check      tell what is wrong, which pictures are used and how long it trains, without loading weights
+  options    list every option; with --explain: the values of a run, and where each came from
+  examples   list | copy [NAME [FOLDER]] | build-model FAMILY FOLDER
+
+First steps:
+  simpletuner train example=sana-emoji          a bundled example, from pictures to weights
+  simpletuner examples copy                     config templates into config/
+  simpletuner train                             config/config.json (.toml, .env), else ./config.json
+  simpletuner train --env NAME                  config/NAME/config.json
+  simpletuner train --config_file F --seed 7    any option may be given as --key value, --key=value or key=value
+
+simpletuner train --help lists the options. `simpletuner --version` prints the version.
+"""
+TRAIN = """\
+Usage: simpletuner {command} [--config_file FILE | --env NAME | example=NAME] [--OPTION VALUE | OPTION=VALUE] ...
+
+Without --config_file, --env or example: config/config.json (.toml, .env), else ./config.json.
+The command line wins over the environment (SIMPLETUNER_<OPTION>), which wins over the file.{more}
+"""
+EXAMPLES = """\
+Usage: simpletuner examples list                          names of the bundled examples
+       simpletuner examples copy NAME [FOLDER]            an example, to be changed there (default: a folder of its name)
+       simpletuner examples copy                          the config templates into config/
+       simpletuner examples build-model FAMILY FOLDER     a tiny base model in the real layout, for dry runs
+"""
+OPTIONS = """\
+Usage: simpletuner options                  every option, as Markdown
+       simpletuner options --explain ...    the values of a run that are no plain defaults, with their sources;
+                                            config and options are named as for `simpletuner train`
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # OpenMP's threads spin while they wait; where cores are few they then take each other's time, and a small step takes five
+    # times as long. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A file's name may hold bytes that are no UTF-8; to name it must not end in a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _command(words)
+    except SimpletunerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `simpletuner options | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(words: list[str]) -> int:
+    if not words:
+        print(OVERVIEW, end="", file=sys.stderr)
+        return 2
+    name, *rest = words
+    if name in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        from simpletuner.config.spelling import nearest
+
+        near = nearest(name, COMMANDS)
+        mend = f"did you mean `simpletuner {near}`?" if near else f"the commands are: {', '.join(COMMANDS)}."
+        raise UserError(f"There is no command `{name}`.", mend=mend)
+    return COMMANDS[name](rest)
+
+
+def train(words: list[str]) -> int:
+    """Trains what the config says."""
+    if _wants_help(words):
+        return _print_options_help("train", "")
+    run = _load(words)
+    if run.reporting.log_level in ("debug", "info"):
+        from simpletuner.config.resolved import explain
+
+        _say(explain(run))
+    from simpletuner import app
+
+    app.train(run)
+    return 0
+
+
+def check(words: list[str]) -> int:
+    """The whole pre-flight."""
+    if _wants_help(words):
+        return _print_options_help("check", "\n--json prints the answer as JSON.")
+    as_json = "--json" in words
+    run = _load([word for word in words if word != "--json"])
+    from simpletuner.preflight import inspect
+    from simpletuner.reporting.console import Console
+
+    with Console(run.reporting.log_level) as tell:
+        for notice in run.notices:
+            tell(Notice(notice))
+        report = inspect(run, tell)
+    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else report.as_text())
+    return 0
+
+
+def options(words: list[str]) -> int:
+    """The reference, or the provenance of a run's values."""
+    if _wants_help(words):
+        print(OPTIONS, end="")
+        return 0
+    if not words:
+        from simpletuner import families
+        from simpletuner.config.reference import markdown
+
+        sys.stdout.write(markdown(families.find()))
+        return 0
+    if "--explain" not in words:
+        raise UserError(f"`simpletuner options` does not know `{' '.join(words)}`.", mend="simpletuner options --help")
+    from simpletuner.config.resolved import explain
+
+    run = _load([word for word in words if word != "--explain"])
+    _say("\n".join(run.notices))
+    print(explain(run))
+    return 0
+
+
+def examples(words: list[str]) -> int:
+    """Lists, copies and builds what comes with the package."""
+    if _wants_help(words):
+        print(EXAMPLES, end="")
+        return 0
+    from simpletuner import examples as bundled
+
+    match words:
+        case ["list"]:
+            print("\n".join(bundled.names()))
+        case ["copy"]:
+            print("\n".join(map(str, bundled.copy_templates(Path("config")))))
+        case ["copy", name]:
+            print("\n".join(map(str, bundled.copy(name, Path(name)))))
+        case ["copy", name, folder]:
+            print("\n".join(map(str, bundled.copy(name, Path(folder)))))
+        case ["build-model", family, folder]:
+            from simpletuner.examples.tiny import build_model
+
+            build_model(family, Path(folder))
+            print(folder)
+        case []:
+            print(EXAMPLES, end="", file=sys.stderr)
+            return 2
+        case _:
+            raise UserError(f"`simpletuner examples {' '.join(words)}` is not understood.\n{EXAMPLES}".rstrip())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "check": check, "options": options, "examples": examples}
+
+
+def _load(words: list[str]) -> Run:
+    """The run that the words, the environment and the config file ask for. Raises ConfigError before torch is imported."""
+    from simpletuner import families
+    from simpletuner.config.load import build, parse
+
+    parsed = parse(_with_example(words), families=families.find(), environ=os.environ, cwd=Path.cwd())
+    from simpletuner.training.engine import detect_hardware
+
+    return build(parsed, detect_hardware())
+
+
+def _with_example(words: list[str]) -> list[str]:
+    """`example=NAME` becomes the example's config file."""
+    from simpletuner.config.arguments import example_of
+
+    name, rest = example_of(words)
+    if name is None:
+        return words
+    from simpletuner import examples as bundled
+
+    return ["--config_file", str(bundled.find(name)), *rest]
+
+
+def _print_options_help(command: str, more: str) -> int:
+    from simpletuner import families
+    from simpletuner.config.reference import help_text
+
+    print(TRAIN.format(command=command, more=more))
+    print(help_text(families.find()))
+    return 0
+
+
+def _wants_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _say(text: str) -> None:
+    """Tells the user something beside the answer, once: the first process speaks for all. That nobody listens stops nothing."""
+    if text and os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(BrokenPipeError):
+            print(text, file=sys.stderr)

@@ -1,0 +1,174 @@
+"""What a run will do, found before any work: its pictures, their buckets, and how many steps they make.
+
+`simpletuner check` shows it; training begins with the same lines of code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from simpletuner.config.run import Run
+from simpletuner.data.index import ImageSet, open_dataset
+from simpletuner.data.plan import PlanSet, Stream
+from simpletuner.data.ranks import Alone, Ranks, together
+from simpletuner.data.samples import LatentSpec
+from simpletuner.errors import DataError
+from simpletuner.evaluation.prompts import validation_shots
+from simpletuner.events import Notice, Tell
+from simpletuner.families import load as load_family
+
+__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One row of the bucket table."""
+
+    width_px: int
+    height_px: int
+    pictures: int
+    batches: int
+    """Micro-batches in an epoch."""
+    top_ups: int
+    """Samples that come once more in each epoch, to fill the last batch."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is."""
+
+    steps: int
+    steps_per_epoch: float
+    epochs: float
+
+    @property
+    def summary(self) -> str:
+        """One line: "2,000 optimiser steps: 12.5 epochs of 160 steps"."""
+        epochs = f"{_counted(self.epochs, 'epoch')} of {_counted(self.steps_per_epoch, 'step')}"
+        return f"{_counted(self.steps, 'optimiser step')}: {epochs}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `simpletuner check` answers."""
+
+    ledgers: dict[str, dict[str, Any]]
+    """As in `ledger.json`."""
+    buckets: dict[str, list[Bucket]]
+    length: Length
+    pictures: list[str]
+    """The gallery's pictures: "nickname 1024x1024"."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"version": 1, **asdict(self)}
+
+    def as_text(self) -> str:
+        """For people."""
+        lines = []
+        for dataset, ledger in self.ledgers.items():
+            lines.append(
+                f"{dataset}: {ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
+            )
+            lines += [f"  left out  {one['file']}: {one['reason']}  {one['detail']}".rstrip() for one in ledger["excluded"]]
+            lines += [f"  note      {one['file']}: {one['note']}" for one in ledger["notes"]]
+            lines.append("  bucket       pictures  batches/epoch  topped up by")
+            lines += [
+                f"  {f'{row.width_px}x{row.height_px}':<11}{row.pictures:>10,}{row.batches:>15,}{row.top_ups:>14,}"
+                for row in self.buckets[dataset]
+            ]
+        lines.append(f"length: {self.length.summary}")
+        lines.append(f"gallery: {', '.join(self.pictures) or 'none'}")
+        return "\n".join(lines)
+
+
+def inspect(run: Run, tell: Tell) -> Report:
+    """Look at everything that needs no weights. Raises what training would raise before any work."""
+    family = load_family(run)
+    latent = family.latent
+    defaults, edge_px = family.shot_defaults(), latent.native_edge_px
+    shots = validation_shots(run, defaults=defaults, native_edge_px=edge_px, alignment_px=latent.alignment_px, tell=tell)
+    sets = open_sets(run, latent, Alone(), tell)
+    stream = plan_of(run, sets)
+    return Report(
+        ledgers={images.entry.id: images.ledger.as_dict() for images in sets},
+        buckets={images.entry.id: _table(plan) for images, plan in zip(sets, stream.sets, strict=True)},
+        length=length_of(run, stream, ranks=1),
+        pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
+    )
+
+
+def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[ImageSet]:
+    """All image sets. Rank 0 searches, the others then read what it found. Raises DataError, for all sets at once."""
+    regularising = [entry.id for entry in run.datasets if entry.is_regularisation_data]
+    if regularising and run.model.model_type == "full":
+        which = ", ".join(regularising)
+        tell(Notice(f"{which}: is_regularisation_data is ordinary training in full tuning; its loss is logged apart."))
+
+    def opened() -> list[ImageSet]:
+        sets, failures = [], []
+        for entry in run.datasets:
+            try:
+                sets.append(open_dataset(entry, latent, tell=tell))
+            except DataError as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise DataError(f"{len(failures)} datasets cannot be used:\n\n" + "\n\n".join(map(str, failures)))
+        return sets
+
+    first = ranks.rank == 0
+    sets: list[ImageSet] = []
+    together(ranks, lambda: sets.extend(opened() if first else []))
+    together(ranks, lambda: sets.extend([] if first else opened()))
+    return sets
+
+
+def plan_of(run: Run, sets: Sequence[ImageSet], tell: Tell | None = None) -> Stream:
+    """The stream of micro-batches over all usable pictures. With `tell`, buckets that must be topped up are named."""
+    plans = []
+    for images in sets:
+        alive = images.alive()
+        entry = images.entry
+        plans.append(
+            PlanSet(alive, images.bucket_ids[alive], images.buckets, run.training.train_batch_size, repeats=entry.repeats)
+        )
+        top_ups = plans[-1].top_ups()
+        if tell is not None and top_ups:
+            which = ", ".join(f"{width}x{height} by {count}" for (width, height), count in top_ups.items())
+            tell(Notice(f"{entry.id}: buckets topped up from themselves in each epoch, to whole batches: {which}."))
+    return Stream(plans, run.training.seed)
+
+
+def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
+    """How many optimiser steps the run takes: what the user asked for in steps or epochs, whichever ends earlier."""
+    training = run.training
+    step_batches = ranks * training.gradient_accumulation_steps
+    per_epoch = stream.epoch_length / step_batches
+    limits = []
+    if training.max_train_steps:
+        limits.append(training.max_train_steps)
+    if training.num_train_epochs:
+        # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
+        limits.append(math.ceil(Fraction(repr(training.num_train_epochs)) * stream.epoch_length / step_batches))
+    assert limits, "config/derive.py sets a length where the user set none"
+    steps = min(limits)
+    return Length(steps, per_epoch, steps / per_epoch)
+
+
+def _table(plan: PlanSet) -> list[Bucket]:
+    pictures = [int((plan.bucket_ids == bucket).sum()) for bucket in range(len(plan.buckets))]
+    top_ups = plan.top_ups()
+    rows = zip(plan.buckets, pictures, plan.batches.tolist(), strict=True)
+    return [Bucket(*size_WH, count, batches, top_ups.get(size_WH, 0)) for size_WH, count, batches in rows if count]
+
+
+def _counted(number: float, noun: str) -> str:
+    """ "1 step", "2.5 steps", "12,000 steps"."""
+    figure = f"{number:,.3f}".rstrip("0").rstrip(".")
+    return f"{figure} {noun}" if number == 1 else f"{figure} {noun}s"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.run import Run
+from simpletuner.data.plan import PlanSet, Stream
+from simpletuner.data.ranks import Alone
+from simpletuner.data.samples import LatentSpec
+from simpletuner.errors import DataError
+from simpletuner.events import Event, Notice
+from simpletuner.preflight import length_of, open_sets
+
+LATENT = LatentSpec(channels=4, cell_px=8, alignment_px=64, native_edge_px=128)
+
+
+def stream_of(batches: int) -> Stream:
+    return Stream([PlanSet(np.arange(batches), np.zeros(batches, np.int32), [(64, 64)], batch_size=1)], seed=0)
+
+
+def with_sets(run: Run, folder: Path, **sets: dict[str, Any]) -> Run:
+    entries = []
+    for name, keys in sets.items():
+        (folder / name).mkdir()
+        entries.append(ImageDataset(id=name, instance_data_dir=str(folder / name), cache_dir_vae=str(folder / "cache"), **keys))
+    return replace(run, datasets=tuple(entries))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "accumulation", "ranks", "steps"),
+    [
+        (10, 11, 10, 1, 11),  # 11 / 10 * 10 is a little more than 11 in floating point
+        (0.07, 100, 1, 1, 7),  # so is 0.07 * 100
+        (1.1, 10, 1, 1, 11),
+        (0.1, 30, 1, 1, 3),
+        (3, 7, 1, 3, 7),
+        (1, 7, 2, 2, 2),
+        (0.01, 7, 1, 1, 1),
+    ],
+)
+def test_epochs_make_just_the_steps_that_see_them_whole(
+    make_run: Callable[..., Run], epochs: float, batches: int, accumulation: int, ranks: int, steps: int
+) -> None:
+    run = make_run("sana", num_train_epochs=epochs, gradient_accumulation_steps=accumulation)
+    assert length_of(run, stream_of(batches), ranks=ranks).steps == steps
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(19, 19), (21, 20)])
+def test_of_steps_and_epochs_the_earlier_end_counts(make_run: Callable[..., Run], limit: int, steps: int) -> None:
+    run = make_run("sana", max_train_steps=limit, num_train_epochs=2)
+    assert length_of(run, stream_of(10), ranks=1).steps == steps
+
+
+def test_all_unusable_datasets_are_told_at_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = with_sets(make_run("sana"), tmp_path, cats={}, dogs={})
+    with pytest.raises(DataError, match=r"2 datasets cannot be used(.|\n)*dataset cats(.|\n)*dataset dogs"):
+        open_sets(run, LATENT, Alone(), lambda _: None)
+
+
+@pytest.mark.parametrize(("model_type", "notices"), [("full", 1), ("lora", 0)])
+def test_full_tuning_says_that_regularisation_data_is_ordinary_to_it(
+    make_run: Callable[..., Run], tmp_path: Path, model_type: str, notices: int
+) -> None:
+    run = with_sets(make_run("sana", model_type=model_type), tmp_path, cats={}, others={"is_regularisation_data": True})
+    for name in ("cats", "others"):
+        Image.new("RGB", (128, 128)).save(tmp_path / name / "a_picture.png")
+    told: list[Event] = []
+    open_sets(run, LATENT, Alone(), told.append)
+    said = [event.text for event in told if isinstance(event, Notice) and "ordinary training" in event.text]
+    assert len(said) == notices
+    assert all(text.startswith("others: ") for text in said)
