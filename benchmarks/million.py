@@ -1,0 +1,155 @@
+"""Many pictures: the scan of a folder, the index and the plan of a million samples, and random reads from a cache.
+
+The scan is of real small JPEGs with EXIF orientation and caption files. The million is synthetic: no file of it exists.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from common import Figure, arguments, least_cpu_s, say, scratch, tell
+from PIL import Image
+
+from simpletuner.config.datasets import ImageDataset
+from simpletuner.data.cache import TensorCache, item_key
+from simpletuner.data.discovery import discover, search
+from simpletuner.data.index import open_dataset
+from simpletuner.data.manifest import Manifest, Texts, save_manifest
+from simpletuner.data.plan import PlanSet, Stream
+from simpletuner.data.samples import LatentSpec, Recipe
+
+LATENT = LatentSpec(32, 32, 64, 1024)
+ORIENTATION = 0x0112
+
+
+def painted(folder: Path, count: int) -> None:
+    """JPEGs with EXIF and captions, in ten sub-folders."""
+    rng = random.Random(0)
+    for number in range(count):
+        place = folder / f"{number % 10}"
+        if number < 10:
+            place.mkdir(parents=True)
+        exif = Image.Exif()
+        exif[ORIENTATION] = number % 8 + 1
+        size = rng.choice([(96, 64), (64, 96), (80, 80)])
+        Image.new("RGB", size, (number % 256, 90, 40)).save(place / f"{number:06}.jpg", exif=exif)
+        (place / f"{number:06}.txt").write_text(f"a photo of number {number}, by a river\n")
+
+
+def scans(folder: Path, count: int, rounds: int) -> list[Figure]:
+    pictures = folder / "pictures"
+    painted(pictures, count)
+    entry = ImageDataset(
+        id="many", instance_data_dir=str(pictures), resolution=64, resolution_type="pixel", caption_strategy="textfile",
+        cache_dir_vae=str(folder / "cache"),
+    )  # fmt: skip
+    latent = LatentSpec(32, 32, 32, 64)
+
+    def scan() -> None:
+        discover(pictures, search(pictures), None, with_captions=True, progress=lambda done, total: None)
+
+    def first_start() -> None:
+        for manifest in (folder / "cache").glob("*"):
+            manifest.unlink()
+        open_dataset(entry, latent, tell=say)
+
+    def second_start() -> None:
+        open_dataset(entry, latent, tell=say)
+
+    seconds = least_cpu_s({"scan": scan, "first start": first_start, "second start": second_start}, rounds)
+    return [
+        Figure("scan with EXIF and captions", count / seconds["scan"], "files/CPU-s", least=10_000),
+        Figure("first start: scan, buckets, ledger, manifest", count / seconds["first start"], "files/CPU-s"),
+        Figure("second start, nothing changed", count / seconds["second start"], "files/CPU-s"),
+    ]
+
+
+def synthetic(folder: Path, count: int) -> Manifest:
+    """The manifest of pictures of thirty sizes, with captions of 60 letters."""
+    rng = np.random.default_rng(0)
+    sizes_N2 = rng.integers(1024, 2048, (30, 2), np.int32)
+    stamps = np.arange(count, dtype=np.int64)
+    return Manifest(
+        root=str(folder.resolve()), has_captions=True, files=Texts.of(f"folder/{number:09}.jpg" for number in range(count)),
+        sizes=stamps, times=stamps, edges=sizes_N2[rng.integers(0, 30, count)], caption_sizes=stamps, caption_times=stamps,
+        captions=Texts.of(f"a picture of the subject number {number:09}, by a river at dawn" for number in range(count)),
+    )  # fmt: skip
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return psutil.Process().memory_info().rss
+
+
+def opened_apart(folder: Path) -> tuple[float, float, np.ndarray, tuple[tuple[int, int], ...]]:
+    """In a fresh process: CPU seconds and growth in bytes of opening the set; its buckets."""
+    entry = ImageDataset(
+        id="million", instance_data_dir=str(folder), caption_strategy="textfile", resolution=1024, resolution_type="pixel",
+        skip_file_discovery="metadata", cache_dir_vae=str(folder / "cache"),
+    )  # fmt: skip
+    before, began_s = resident_bytes(), time.process_time()
+    images = open_dataset(entry, LATENT, tell=say)
+    return time.process_time() - began_s, resident_bytes() - before, images.bucket_ids, images.buckets
+
+
+def plans(folder: Path, count: int, rounds: int) -> list[Figure]:
+    save_manifest(synthetic(folder, count), folder / "cache" / "manifest-million.safetensors")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        opened_s, growth, bucket_ids, buckets = other.submit(opened_apart, folder).result()
+    ids = np.arange(count)
+    whole = PlanSet(ids, bucket_ids, buckets, 4)
+    tenth = PlanSet(ids[: count // 10], bucket_ids[: count // 10], buckets, 4)
+
+    def plan(plan_set: PlanSet) -> None:
+        Stream([plan_set], 0).epoch(0)
+
+    seconds = least_cpu_s({"whole": partial(plan, whole), "tenth": partial(plan, tenth)}, rounds)
+    return [
+        Figure(f"opening {count:,} samples from their manifest", opened_s, "CPU s"),
+        Figure("index in memory, growth of the process", growth / count, "bytes/sample", most=400),
+        Figure(f"plan of an epoch of {count:,}", seconds["whole"], "CPU s", most=2),
+        Figure("plan: ten times the samples take", seconds["whole"] / seconds["tenth"], "times", most=13),
+    ]
+
+
+def reads(folder: Path, items: int, rounds: int) -> list[Figure]:
+    cache = TensorCache(folder / "items", Recipe("benchmark", {}))
+    keys = [item_key(number) for number in range(items)]
+    latents_CHW = torch.randn(32, 32, 32, dtype=torch.float16)
+    assert latents_CHW.nbytes == 64 * 2**10
+    with cache.writer(512) as writer:
+        for key in keys:
+            writer.add([(key, {"latents": latents_CHW})])
+    cache.refresh()
+    asked = random.Random(0).sample(keys, len(keys))
+
+    def read() -> None:
+        for key in asked:
+            cache.get(key)
+
+    read()
+    seconds = least_cpu_s({"read": read}, rounds)["read"]
+    return [Figure(f"random read of a 64 KiB item, {items:,} in the cache, warm", seconds / items * 1e6, "CPU us", most=20)]
+
+
+def main() -> None:
+    asked = arguments(__doc__, rounds=5, files=10_000, samples=1_000_000, items=4_096)
+    with scratch() as folder:
+        figures = [
+            *scans(folder / "scan", asked.files, asked.rounds),
+            *plans(folder / "plan", asked.samples, asked.rounds),
+            *reads(folder / "reads", asked.items, asked.rounds),
+        ]
+    tell(figures, as_json=asked.json)
+
+
+if __name__ == "__main__":
+    main()
