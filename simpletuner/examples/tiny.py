@@ -16,7 +16,7 @@ from transformers import Gemma2Config, Gemma2Model
 from simpletuner.errors import UserError
 from simpletuner.examples.tiny_tokenizers import gemma_tokenizer
 from simpletuner.families.common import quiet
-from simpletuner.families.sana import stock_instruction
+from simpletuner.families.instruction import stock_instruction
 
 __all__ = ["build_model"]
 

@@ -20,7 +20,8 @@ from simpletuner.data.samples import Prompt
 from simpletuner.diffusion.density import auto_shift
 from simpletuner.errors import UserError
 from simpletuner.families.base import Shot
-from simpletuner.families.sana import Sana, stock_instruction
+from simpletuner.families.instruction import stock_instruction
+from simpletuner.families.sana import Sana
 
 BF16 = Dtypes(base="bfloat16", trained="float32", autocast=None, text="bfloat16", latents="float16")
 AUTOCAST = Dtypes(base="float32", trained="float32", autocast="bfloat16", text="float32", latents="float16")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from simpletuner.examples.tiny_tokenizers import SPACE, gemma_tokenizer
-from simpletuner.families.sana import stock_instruction
+from simpletuner.families.instruction import stock_instruction
 
 __all__ = ["Prompts", "build", "instruction", "learned_tokenizer", "tokenize"]
 
