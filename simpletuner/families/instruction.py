@@ -1,4 +1,4 @@
-"""Sana's "complex human instruction": the lines before each prompt, as the user writes them or as the stock pipeline has them."""
+"""Sana's "complex human instruction": the lines before each prompt, as the user or the stock pipeline writes them."""
 
 from __future__ import annotations
 
