@@ -17,6 +17,8 @@ from PIL import Image
 
 TARGET = Path(__file__).parents[1] / "docs" / "pictures" / "learning.webp"
 EDGE_PX = 64
+COLUMNS = 14
+"""The first prompts of the gallery: a dozen pictures that are learned, and two that are not among them."""
 PAINTED = re.compile(r"step_(?P<step>\d+)_.+_(?P<index>\d+)_\d+x\d+\.png")
 
 
@@ -28,7 +30,8 @@ def main() -> None:
     for path in [*(run / "benchmark").iterdir(), *(run / "validation").iterdir()]:
         named = PAINTED.fullmatch(path.name)
         assert named, f"{path} is no picture of a gallery"
-        rows.setdefault(int(named["step"]), {})[int(named["index"])] = path
+        if int(named["index"]) < COLUMNS:
+            rows.setdefault(int(named["step"]), {})[int(named["index"])] = path
     last = rows[max(rows)]
     strip = Image.new("RGB", (len(last) * EDGE_PX, (len(rows) + 1) * EDGE_PX), "white")
     for row, step in enumerate(sorted(rows)):

@@ -51,6 +51,15 @@ def test_what_the_config_names_lies_beside_it() -> None:
     assert (FOLDER / dataset["instance_data_dir"]).is_dir()
 
 
+def test_the_gallery_shows_every_bundled_picture_and_two_that_are_not_taught() -> None:
+    config = read_json(FOLDER / "config.json", FOLDER)
+    library = read_json(FOLDER / config["validation_prompt_library"], FOLDER)
+    prompts = {config["validation_prompt"], *library.values()}
+    captions = {path.stem.replace("_", " ") for path in PICTURES}
+    assert captions <= prompts
+    assert prompts - captions == {"a 3d emoji of a pineapple", "a 3d emoji of a banana"}
+
+
 def test_its_base_model_comes_with_the_package() -> None:
     config = read_json(FOLDER / "config.json", FOLDER)
     assert (FOLDER / config["pretrained_model_name_or_path"]).resolve() == examples.MINIATURE
