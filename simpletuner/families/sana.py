@@ -223,6 +223,8 @@ class Sana(ModelFamily):
     def usage(self, result: Path, prompt: str) -> str:
         edge_px = self.latent.native_edge_px
         settings = f"height={edge_px}, width={edge_px}, use_resolution_binning=False"
+        if (guidance := self.run.validation.validation_guidance) is not None:  # as the gallery, so that it looks like it
+            settings += f", guidance_scale={guidance:g}"
         return common.usage("SanaPipeline", self.repository, result, f"{prompt!r}, {settings}")
 
     def shot_defaults(self) -> tuple[float, int]:
