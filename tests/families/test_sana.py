@@ -455,7 +455,7 @@ def test_the_snippet_loads_the_base_as_the_run_did(make_run, tmp_path):
     assert f"from_pretrained({str(tmp_path / 'pipeline')!r})" in sana.usage(tmp_path / "pipeline", "a cat")
 
 
-def test_the_snippet_makes_the_picture_with_the_gallerys_guidance(make_run: Any, tmp_path: Path) -> None:
+def test_the_snippet_makes_the_picture_with_the_gallerys_guidance(make_run, tmp_path):
     said = Sana(make_run("sana", validation_guidance=2.5)).usage(tmp_path / "pipeline", "a cat")
     assert "guidance_scale=2.5)" in said
     assert "guidance_scale" not in Sana(make_run("sana")).usage(tmp_path / "pipeline", "a cat")
