@@ -16,6 +16,9 @@ __all__ = ["DEFAULT_STEPS", "Derived", "Known", "derive", "derive_image", "deriv
 DEFAULT_STEPS = 2000
 DEFAULT_WARMUP_STEPS = 100
 
+DTYPES = {"no": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Torch's names of the formats that options name."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -51,6 +54,9 @@ def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str,
     """(option, what it is if unset); each may look at those before it, so the order matters."""
     yield "mixed_precision", "bf16" if hardware.has_bf16 else "no"
     yield "optimizer", "adamw_bf16" if values["mixed_precision"] == "bf16" else "torch-adamw"
+    if values["base_model_precision"] != "no_change":
+        without = "bf16" if hardware.has_bf16 else "fp32"
+        yield "base_model_default_dtype", without if values["mixed_precision"] == "no" else values["mixed_precision"]
     yield "learning_rate", 1e-4 if values["model_type"] == "lora" else 1e-5
     yield "lr_warmup_steps", DEFAULT_WARMUP_STEPS if values["lr_scheduler"] == "constant_with_warmup" else 0
     yield "lora_alpha", float(values["lora_rank"])
@@ -107,13 +113,16 @@ def _folder_name(name: str) -> str:
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
 
 
-def dtypes(mixed_precision: str, optimizer: str, model_type: str) -> Dtypes:
-    """Number formats of a run."""
-    if mixed_precision == "no":
-        return Dtypes(base="float32", trained="float32", autocast=None, text="float32", latents="float32")
-    row = OPTIMIZERS.get(optimizer)
-    trained = row.trained_dtype if row else "float32"
-    if model_type == "lora":  # PEFT casts between float32 adapters and the bfloat16 base
-        return Dtypes(base="bfloat16", trained=trained, autocast=None, text="bfloat16", latents="float16")
-    autocast = "bfloat16" if trained == "float32" else None
-    return Dtypes(base=trained, trained=trained, autocast=autocast, text="bfloat16", latents="float16")
+def dtypes(values: Mapping[str, Any]) -> Dtypes:
+    """Number formats of a run, whose options are derived already."""
+    mixed = values["mixed_precision"]
+    row = OPTIMIZERS.get(values["optimizer"])
+    trained = row.trained_dtype if row and mixed == "bf16" else "float32"
+    latents = "float32" if mixed == "no" else "float16"
+    text = "bfloat16" if mixed == "bf16" else "float32"  # in float16 T5 and Gemma overflow
+    if values["model_type"] == "lora":  # PEFT casts between float32 adapters and a half-precision base
+        is_quantised = values["base_model_precision"] != "no_change"
+        base = DTYPES[values["base_model_default_dtype"] if is_quantised else mixed]
+        return Dtypes(base=base, trained=trained, autocast=None, text=text, latents=latents)
+    autocast = DTYPES[mixed] if mixed != "no" and trained == "float32" else None
+    return Dtypes(base=trained, trained=trained, autocast=autocast, text=text, latents=latents)

@@ -34,6 +34,8 @@ class Hardware:
     """`cpu`, `cuda` or `mps`."""
     has_bf16: bool = False
     """Whether bf16 arithmetic is native and advisable there (never on the CPU or on Apple)."""
+    capability: tuple[int, int] | None = None
+    """CUDA's compute capability, of NVIDIA cards only."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Run:
     sources: Mapping[str, str]
     """Option -> where its value came from: "core", "family", "derived", "file config/config.json", "environment" or
     "command line". A dataset's are named "<id>.<key>"."""
+    hardware: Hardware = Hardware()
+    """The machine that it was derived for."""
     notices: tuple[str, ...] = ()
     """What was decided for the user, to be told at start."""
     config_path: Path | None = None

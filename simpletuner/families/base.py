@@ -69,6 +69,8 @@ class ModelFamily(ABC):
     default_flavour: ClassVar[str]
     adapter_targets: ClassVar[tuple[str, ...]]
     """Names of the layers that get an adapter, as PEFT matches them (suffixes)."""
+    kept_whole: ClassVar[tuple[str, ...]]
+    """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option defaults that differ for this family."""
     Options: ClassVar[type[Section]] = Section
@@ -105,6 +107,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def load_denoiser(self) -> nn.Module:
         """The denoiser in `run.dtypes.base` on the CPU, in eval mode, checkpointing set as `run.memory` says."""
+
+    @abstractmethod
+    def blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        """The repeated blocks in the order in which they run: what is checkpointed, compiled and offloaded one by one."""
 
     @abstractmethod
     def density(self, latent_HW: tuple[int, int]) -> Density:

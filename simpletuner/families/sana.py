@@ -66,6 +66,7 @@ class Sana(ModelFamily):
         "sana1.0-600m-512": Flavour("Efficient-Large-Model/Sana_600M_512px_diffusers", 512, FP16_ONLY, NO_BF16),
     }
     adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    kept_whole: ClassVar[tuple[str, ...]] = ("patch_embed*", "time_embed*", "caption_*", "norm*", "*.norm*", "proj_out")
     defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
     Options: ClassVar[type[Section]] = SanaOptions
 
@@ -118,12 +119,15 @@ class Sana(ModelFamily):
         from simpletuner.networks.linear_attention import LinearAttention
 
         denoiser: Any = common.load_whole(SanaTransformer2DModel, self.repository.weights(DENOISER), self.run.dtypes.base)
-        for block in denoiser.transformer_blocks:
+        for block in self.blocks(denoiser):
             block.attn1.set_processor(LinearAttention())
         memory = self.run.memory
         if memory.gradient_checkpointing:
-            checkpoint_blocks(denoiser, list(denoiser.transformer_blocks), memory.gradient_checkpointing_interval)
+            checkpoint_blocks(denoiser, self.blocks(denoiser), memory.gradient_checkpointing_interval)
         return denoiser
+
+    def blocks(self, denoiser: nn.Module) -> list[Any]:
+        return list(denoiser.get_submodule("transformer_blocks").children())
 
     def density(self, latent_HW: tuple[int, int]) -> Density:
         from simpletuner.diffusion.density import flow_density

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
-from simpletuner.data.samples import draw_seed
-from simpletuner.errors import UserError
 from simpletuner.families.base import ModelFamily, StateDict
-from simpletuner.families.common import adapter_alpha, evaluating
+from simpletuner.training.full import Full
+from simpletuner.training.lora import Lora
 
-__all__ = ["Full", "Lora", "Tuning", "build_tuning"]
+__all__ = ["Tuning", "build_tuning"]
 
 
 class Tuning(Protocol):
@@ -61,185 +59,3 @@ class Tuning(Protocol):
 def build_tuning(family: ModelFamily, denoiser: nn.Module, run: Run) -> Tuning:
     """Make `denoiser` trainable as the run asks."""
     return Lora(family, denoiser, run) if run.model.model_type == "lora" else Full(family, denoiser, run)
-
-
-class Lora:
-    """Low-rank adapters by PEFT in a frozen base.
-
-    The base stays in `eval`: its own dropout, if it has one, would part the regularisation target from what the base answers.
-    """
-
-    keeps_base = True
-
-    def __init__(self, family: ModelFamily, denoiser: nn.Module, run: Run) -> None:
-        from peft import LoraConfig, inject_adapter_in_model  # 2 s that nobody else should pay
-        from peft.tuners.lora import LoraLayer
-
-        adapter = run.adapter
-        assert adapter.lora_alpha is not None, "config/derive.py fills in lora_alpha"
-        self._family = family
-        self._denoiser = denoiser
-        self._rank = adapter.lora_rank
-        self._config = LoraConfig(
-            r=adapter.lora_rank,
-            lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]  # a float is as good
-            lora_dropout=adapter.lora_dropout,
-            init_lora_weights=True if adapter.lora_init_type == "default" else adapter.lora_init_type,
-            target_modules=sorted(family.adapter_targets),
-        )
-        denoiser.requires_grad_(False).eval()
-        with torch.random.fork_rng(devices=[]):  # the weights are still on the CPU
-            torch.manual_seed(draw_seed(run.training.seed, "adapter"))
-            inject_adapter_in_model(self._config, denoiser)
-        self._layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
-        self._parameters = {
-            name.replace(".default.", "."): parameter
-            for name, parameter in denoiser.named_parameters()
-            if parameter.requires_grad
-        }
-        for parameter in self._parameters.values():
-            parameter.data = parameter.data.to(getattr(torch, run.dtypes.trained))
-        for layer in self._layers:
-            for part in (layer.lora_A, layer.lora_B, layer.lora_dropout):
-                part.train()
-        if adapter.init_lora:
-            source = f"init_lora {adapter.init_lora}"
-            self.load(family.load_adapter(Path(adapter.init_lora)), source)
-            _check_alpha(adapter_alpha(Path(adapter.init_lora)), adapter.lora_alpha, source)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._parameters)
-
-    def weights(self) -> StateDict:
-        return {name: _on_cpu(parameter) for name, parameter in self._parameters.items()}
-
-    def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
-        _check_names(self._parameters, weights, source)
-        for name, parameter in self._parameters.items():
-            if weights[name].shape != parameter.shape:
-                raise self._misfit(name, weights[name], source)
-        _copy(self._parameters, weights)
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        for layer in self._layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer.enable_adapters(True)
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        return evaluating(self._denoiser)
-
-    def save(self, folder: Path) -> None:
-        self._family.save_adapter(self.weights(), self.lora_config(), folder)
-
-    def read(self, folder: Path) -> StateDict:
-        return self._family.load_adapter(folder)
-
-    def save_result(self, folder: Path) -> Path:
-        return self._family.save_adapter(self.weights(), self.lora_config(), folder)
-
-    def lora_config(self) -> dict[str, Any]:
-        """PEFT's own description, JSON-able: stock loaders need it, or they take alpha to be the rank."""
-        facts = self._config.to_dict()
-        facts["lora_dropout"] = 0.0  # stock pipelines leave what they load in train mode (diffusers 0.42): it would act there
-        facts["peft_type"] = self._config.peft_type.value  # type: ignore[union-attr]
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
-
-    def _misfit(self, name: str, theirs: Tensor, source: str) -> UserError:
-        rank = theirs.shape[0 if ".lora_A." in name else 1]
-        if rank == self._rank:
-            return UserError(
-                f"{source} does not fit this run: {_shapes(name, theirs, self._parameters[name])}", mend=MEND_MODEL
-            )
-        return UserError(
-            f"{source} has rank {rank}, but lora_rank is {self._rank}.",
-            why="matrices of another size cannot be taken over.",
-            mend=f'set "lora_rank" to {rank}, or train the new rank afresh in another output_dir.',
-        )
-
-
-class Full:
-    """Every weight of the denoiser, in train mode: a network's own dropout is active, as its authors trained it."""
-
-    keeps_base = False
-
-    def __init__(self, family: ModelFamily, denoiser: nn.Module, run: Run) -> None:
-        self._family = family
-        self._denoiser = denoiser
-        for parameter in denoiser.parameters():
-            parameter.data = parameter.data.to(getattr(torch, run.dtypes.trained))
-        denoiser.requires_grad_(True).train()
-        self._parameters = dict(denoiser.named_parameters())
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._parameters)
-
-    def weights(self) -> StateDict:
-        return {name: _on_cpu(tensor) for name, tensor in self._denoiser.state_dict().items()}
-
-    def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
-        own = self._denoiser.state_dict()
-        _check_names(own, weights, source)
-        for name, tensor in own.items():
-            if weights[name].shape != tensor.shape:
-                raise UserError(f"{source} does not fit this run: {_shapes(name, weights[name], tensor)}", mend=MEND_MODEL)
-        _copy(own, weights)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """The base before the first step; afterwards nothing keeps it."""
-        return self.evaluating()
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        return evaluating(self._denoiser)
-
-    def save(self, folder: Path) -> None:
-        self._family.save_denoiser(self.weights(), folder)
-
-    def read(self, folder: Path) -> StateDict:
-        return self._family.load_denoiser_weights(folder)
-
-    def save_result(self, folder: Path) -> Path:
-        self._family.save_pipeline(self.weights(), folder / "pipeline")
-        return folder / "pipeline"
-
-
-MEND_MODEL = "train the model that it was made from, with the same model_type, or start afresh in another output_dir."
-
-
-def _check_names(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if not missing and not unknown:
-        return
-    parts = [
-        f"{len(names)} of its weights {what}, first {names[0]}"
-        for names, what in ((unknown, "have no place here"), (missing, "are not in it"))
-        if names
-    ]
-    raise UserError(f"{source} does not fit this run.", f"{'; '.join(parts)}.", MEND_MODEL)
-
-
-def _check_alpha(theirs: float | None, ours: float, source: str) -> None:
-    if theirs is not None and theirs != ours:
-        raise UserError(
-            f"{source} was trained with lora_alpha {theirs:g}, but lora_alpha is {ours:g}.",
-            why=f"its matrices would count {ours / theirs:.3g} times as much as they were trained to.",
-            mend=f'set "lora_alpha" to {theirs:g}.',
-        )
-
-
-def _shapes(name: str, theirs: Tensor, ours: Tensor) -> str:
-    return f"{name} is {tuple(theirs.shape)} there and {tuple(ours.shape)} here."
-
-
-@torch.no_grad()
-def _copy(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in own.items():
-        tensor.copy_(weights[name])
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

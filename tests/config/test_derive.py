@@ -86,18 +86,48 @@ def test_a_path_beside_a_flavour_wins_and_is_said(project: Project) -> None:
     assert any("wins over the flavour large" in line for line in notices)
 
 
+def whole(mixed: str, optimizer: str, model_type: str) -> dict[str, str | None]:
+    options = {"mixed_precision": mixed, "optimizer": optimizer, "model_type": model_type}
+    return {**options, "base_model_precision": "no_change", "base_model_default_dtype": None}
+
+
+def quantised(mixed: str, optimizer: str, default: str) -> dict[str, str | None]:
+    return whole(mixed, optimizer, "lora") | {"base_model_precision": "int8-quanto", "base_model_default_dtype": default}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("options", "expected"),
     [
-        (("no", "adamw_bf16", "lora"), Dtypes("float32", "float32", None, "float32", "float32")),
-        (("bf16", "adamw_bf16", "lora"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
-        (("bf16", "torch-adamw", "lora"), Dtypes("bfloat16", "float32", None, "bfloat16", "float16")),
-        (("bf16", "adamw_bf16", "full"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
-        (("bf16", "torch-adamw", "full"), Dtypes("float32", "float32", "bfloat16", "bfloat16", "float16")),
+        (whole("no", "adamw_bf16", "lora"), Dtypes("float32", "float32", None, "float32", "float32")),
+        (whole("bf16", "adamw_bf16", "lora"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (whole("bf16", "torch-adamw", "lora"), Dtypes("bfloat16", "float32", None, "bfloat16", "float16")),
+        (whole("fp16", "torch-adamw", "lora"), Dtypes("float16", "float32", None, "float32", "float16")),
+        (whole("bf16", "adamw_bf16", "full"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (whole("bf16", "torch-adamw", "full"), Dtypes("float32", "float32", "bfloat16", "bfloat16", "float16")),
+        (whole("fp16", "adamw_bf16", "full"), Dtypes("float32", "float32", "float16", "float32", "float16")),
+        (quantised("no", "torch-adamw", "bf16"), Dtypes("bfloat16", "float32", None, "float32", "float32")),
+        (quantised("bf16", "adamw_bf16", "fp32"), Dtypes("float32", "bfloat16", None, "bfloat16", "float16")),
     ],
 )
-def test_number_formats_follow_precision_optimiser_and_model_type(arguments: tuple[str, str, str], expected: Dtypes) -> None:
-    assert dtypes(*arguments) == expected
+def test_number_formats_follow_precision_optimiser_and_model_type(options: dict[str, Any], expected: Dtypes) -> None:
+    assert dtypes(options) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "hardware", "expected"),
+    [
+        (("mixed_precision=bf16",), GPU, "bf16"),
+        (("mixed_precision=fp16",), GPU, "fp16"),
+        (("mixed_precision=no",), GPU, "bf16"),
+        (("mixed_precision=no",), Hardware("cpu"), "fp32"),
+        (("mixed_precision=no", "base_model_default_dtype=fp16"), GPU, "fp16"),
+    ],
+)
+def test_what_stays_whole_of_a_quantised_base_has_the_format_of_the_run(
+    project: Project, words: tuple[str, ...], hardware: Hardware, expected: str
+) -> None:
+    run = project.run("base_model_precision=int8-quanto", *words, hardware=hardware)
+    assert run.precision.base_model_default_dtype == expected
 
 
 def test_a_cache_folder_bears_the_datasets_name_as_far_as_folders_can() -> None:

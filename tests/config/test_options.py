@@ -43,7 +43,7 @@ def test_every_option_has_help_and_a_condition_on_options_that_exist(option: Opt
     [
         ("lora_rank", "whole number, at least 1"),
         ("caption_dropout_probability", "number, at least 0 and at most 1"),
-        ("mixed_precision", "one of no, bf16"),
+        ("mixed_precision", "one of no, bf16, fp16"),
         ("gradient_checkpointing", "true or false"),
         ("resolution", 'number, above 0, or size such as "1024x768"'),
         ("crop_aspect_buckets", "list (number, above 0 each)"),

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from training_fakes import Family, make_run
 
 from simpletuner.errors import UserError
-from simpletuner.training.tuning import Full, Lora, build_tuning
+from simpletuner.training.full import Full
+from simpletuner.training.lora import Lora
+from simpletuner.training.tuning import build_tuning
 
 
 def tuned(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, Lora | Full]:
