@@ -27,7 +27,7 @@ from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.preflight import length_of, open_sets, plan_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
-from simpletuner.training.checkpoints import RESULTS, Checkpoints, find_checkpoint, has_result, restore
+from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
 from simpletuner.training.staging import locked
@@ -107,6 +107,8 @@ def closing_words(
     result = folder / RESULTS[run.model.model_type]
     prompt = shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
     lines = [f"Done: {pictures:,} pictures, {steps:,} steps, {duration(seconds)}. Weights: {result}"]
+    if run.ema.use_ema:
+        lines.append(f"Their average (EMA): {folder / EMA / result.name}")
     if shots:
         lines.append(f"Gallery: {folder / 'validation'}")
     return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, prompt), ""])

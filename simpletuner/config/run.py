@@ -13,6 +13,7 @@ from simpletuner.config.sections import (
     Adapter,
     Checkpointing,
     Data,
+    Ema,
     Flow,
     Memory,
     Model,
@@ -62,6 +63,7 @@ class Run:
     adapter: Adapter
     training: Training
     optimizer: Optimizer
+    ema: Ema
     precision: Precision
     memory: Memory
     flow: Flow

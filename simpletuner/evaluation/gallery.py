@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["Gallery", "file_name", "is_complete", "is_painted", "write_png"]
 
 FOLDER = "validation"
+Weights = Literal["base", "trained", "ema"]
+SHOWN: dict[str, tuple[Weights, ...]] = {"none": ("trained",), "ema_only": ("ema",), "comparison": ("trained", "ema")}
+"""Which weights paint the gallery, by `ema_validation`."""
+TASKS = {
+    "base": "pictures of the base model",
+    "trained": "gallery at step {step}",
+    "ema": "gallery of the average at step {step}",
+}
 NAME_BYTES = 100
 """Longest nickname in a file name; file systems allow 255 bytes for the whole."""
 
@@ -46,6 +55,7 @@ class Gallery:
         self._on_startup = run.validation.validation_on_startup
         self._shots = shots
         self._prompts = prompts
+        self._kinds = kinds(run)
         self._start: int | None = None
         """Step at which this process began."""
         self._painted: int | None = None
@@ -72,33 +82,33 @@ class Gallery:
     def _paint_base(self, trainer: Trainer) -> None:
         """The base's own pictures, once. Full tuning changes the base: after its first step nobody can ask it any more."""
         if self._base_folder is not None and (trainer.state.step == 0 or trainer.tuning.keeps_base):
-            shots = self._missing(self._base_folder, 0)
-            self._paint(trainer, shots, 0, trainer.tuning.disabled(), "pictures of the base model")
+            self._paint(trainer, self._missing(self._base_folder, 0, "base"), 0, "base")
 
     def _paint_step(self, trainer: Trainer) -> None:
         """The gallery of this step. Where a run was resumed it is there; pictures of later steps may be another run's."""
         step = self._painted = trainer.state.step
-        shots = self._missing(self._folder, step) if step == self._start else self._all(self._folder, step)
-        self._paint(trainer, shots, step, trainer.tuning.evaluating(), f"gallery at step {step}")
+        shots_of = self._missing if step == self._start else self._all
+        for weights in self._kinds:
+            self._paint(trainer, shots_of(self._folder, step, weights), step, weights)
 
-    def _all(self, folder: Path, step: int) -> dict[Path, Shot]:
-        return {folder / file_name(shot, step): shot for shot in self._shots}
+    def _all(self, folder: Path, step: int, weights: Weights) -> dict[Path, Shot]:
+        return {folder / file_name(shot, step, weights): shot for shot in self._shots}
 
-    def _missing(self, folder: Path, step: int) -> dict[Path, Shot]:
-        return {path: shot for path, shot in self._all(folder, step).items() if not is_painted(path, shot, step)}
+    def _missing(self, folder: Path, step: int, weights: Weights) -> dict[Path, Shot]:
+        shots = self._all(folder, step, weights).items()
+        return {path: shot for path, shot in shots if not is_painted(path, shot, step, weights)}
 
-    def _paint(
-        self, trainer: Trainer, shots: dict[Path, Shot], step: int, model: AbstractContextManager[None], task: str
-    ) -> None:
+    def _paint(self, trainer: Trainer, shots: dict[Path, Shot], step: int, weights: Weights) -> None:
         """Sample all latents, then decode them: denoiser and decoder are never needed at once."""
         if not shots:
             return
+        task = TASKS[weights].format(step=step)
         device = trainer.engine.device
         # Not every draw in a library takes a generator; training must not see that pictures were made.
         generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
         with generators, torch.no_grad():
             latents = []
-            with model, trainer.family.sampler(trainer.denoiser, device) as sample:
+            with _standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
                 for done, shot in enumerate(shots.values()):
                     trainer.tell(Progress(task, done, len(shots), "pictures"))
                     cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))
@@ -106,28 +116,46 @@ class Gallery:
             with trainer.family.image_decoder(device) as decode:
                 for (path, shot), latents_1CHW in zip(shots.items(), latents, strict=True):
                     image = decode(latents_1CHW, self._prompts.get(_prompts(shot)[0]))
-                    write_png(image, path, facts(shot, step))
+                    write_png(image, path, facts(shot, step, weights))
                     trainer.tell(Painted(path, shot.nickname, shot.prompt, step))
         trainer.tell(Progress(task, len(shots), len(shots), "pictures"))
+
+
+@contextmanager
+def _standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
+    """The model as it is shown, every dropout off: the base, the newest weights, or their average."""
+    with ExitStack() as stack:
+        stack.enter_context(trainer.tuning.disabled() if weights == "base" else trainer.tuning.evaluating())
+        if weights == "ema":
+            assert trainer.ema is not None, "`kinds` names the average only where one is kept"
+            stack.enter_context(trainer.ema.applied())
+        yield
 
 
 def _prompts(shot: Shot) -> tuple[Prompt, Prompt]:
     return Prompt(shot.prompt), Prompt(shot.negative, "uncond")
 
 
-def file_name(shot: Shot, step: int) -> str:
-    """`step_<step>_<nickname>_<index>_<W>x<H>.png`, safe on every file system.
+def kinds(run: Run) -> tuple[Weights, ...]:
+    """Which weights paint the gallery."""
+    return SHOWN[run.ema.ema_validation] if run.ema.use_ema else ("trained",)
+
+
+def file_name(shot: Shot, step: int, weights: Weights = "trained") -> str:
+    """`step_<step>_<nickname>_<index>_<W>x<H>.png`, safe on every file system; the average's are named `<nickname>_ema`.
 
     Nicknames that become the same are still told apart by their index.
     """
     nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("_")
     nickname = nickname.encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
+    nickname += "_ema" if weights == "ema" else ""
     return f"step_{step}_{nickname}_{shot.index}_{shot.width_px}x{shot.height_px}.png"
 
 
-def facts(shot: Shot, step: int) -> dict[str, str]:
+def facts(shot: Shot, step: int, weights: Weights = "trained") -> dict[str, str]:
     """What the picture says of itself in its metadata."""
     return {
+        "weights": weights,
         "nickname": shot.nickname,
         "prompt": shot.prompt,
         "negative_prompt": shot.negative,
@@ -141,16 +169,17 @@ def facts(shot: Shot, step: int) -> dict[str, str]:
 def is_complete(run: Run, shots: tuple[Shot, ...], step: int) -> bool:
     """Whether the gallery of `step` has all its pictures."""
     folder = Path(run.checkpointing.output_dir) / FOLDER
-    return all(is_painted(folder / file_name(shot, step), shot, step) for shot in shots)
+    wanted = [(shot, weights) for weights in kinds(run) for shot in shots]
+    return all(is_painted(folder / file_name(shot, step, weights), shot, step, weights) for shot, weights in wanted)
 
 
-def is_painted(path: Path, shot: Shot, step: int) -> bool:
+def is_painted(path: Path, shot: Shot, step: int, weights: Weights = "trained") -> bool:
     """Whether `path` holds this very picture, by its metadata."""
     if not path.is_file():
         return False
     try:
         with Image.open(path) as image:
-            return facts(shot, step).items() <= image.info.items()
+            return facts(shot, step, weights).items() <= image.info.items()
     except OSError:  # no picture at all: paint it anew
         return False
 

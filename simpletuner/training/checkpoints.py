@@ -25,13 +25,16 @@ from simpletuner.training.optimizers import optimizer_state, restore_optimizer
 from simpletuner.training.staging import move_into_place, remove, staged
 
 if TYPE_CHECKING:
+    from simpletuner.training.ema import Ema
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["RESULTS", "Checkpoint", "Checkpoints", "find_checkpoint", "has_result", "restore", "whole_checkpoints"]
+__all__ = ["EMA", "RESULTS", "Checkpoint", "Checkpoints", "find_checkpoint", "has_result", "restore", "whole_checkpoints"]
 
 NAME = re.compile(r"checkpoint-(\d+)")
 RESULTS = {"lora": "pytorch_lora_weights.safetensors", "full": "pipeline"}
 """What a finished run leaves, by `model_type`."""
+EMA = "ema"
+"""Folder of the average, in a checkpoint and beside the result."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,19 @@ class Checkpoints:
             made = trainer.tuning.save_result(folder)
             result = self._output_dir / made.name
             move_into_place(made, result)
+            if trainer.ema is not None:
+                with trainer.ema.applied():
+                    trainer.tuning.save_result(folder / EMA)
+                move_into_place(folder / EMA, self._output_dir / EMA)
         trainer.tell(Saved(result, trainer.state.step, final=True))
 
 
 def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) -> None:
     """All that a resumed run needs, the manifest last."""
     trainer.tuning.save(folder)
+    if trainer.ema is not None:
+        with trainer.ema.exact():
+            trainer.tuning.save(folder / EMA)
     tensors, scalars = optimizer_state(trainer.optimizer, trainer.tuning.parameters())
     save_file(tensors, folder / "optimizer.safetensors")
     _write_json(folder / "optimizer.json", scalars)
@@ -153,6 +163,8 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
         load_file(found.path / "optimizer.safetensors"),
         _read_json(found.path / "optimizer.json"),
     )
+    if trainer.ema is not None:
+        _restore_ema(found, trainer.ema, trainer)
     facts = _read_json(found.path / "state.json")
     trainer.state.restore(facts)
     trainer.meter.restore(facts["window"])
@@ -164,9 +176,21 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
         trainer.tell(Notice(f"Changed since that checkpoint: {listed}."))
 
 
+def _restore_ema(found: Checkpoint, ema: Ema, trainer: Trainer) -> None:
+    if (found.path / EMA).is_dir():
+        ema.load(trainer.tuning.read(found.path / EMA))
+        return
+    ema.restart()
+    trainer.tell(
+        Notice(f"{found.path} holds no average (it was saved without use_ema): the average begins at step {found.step}.")
+    )
+
+
 def has_result(run: Run) -> bool:
-    """Whether the weights lie where stock pipelines look for them."""
-    return (Path(run.checkpointing.output_dir) / RESULTS[run.model.model_type]).exists()
+    """Whether the weights, and their average if one is kept, lie where stock pipelines look for them."""
+    folder = Path(run.checkpointing.output_dir)
+    folders = [folder, folder / EMA] if run.ema.use_ema else [folder]
+    return all((folder / RESULTS[run.model.model_type]).exists() for folder in folders)
 
 
 def _check_unused(output_dir: Path, why: str) -> None:

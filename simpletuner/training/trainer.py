@@ -22,6 +22,7 @@ from simpletuner.diffusion.objective import l2
 from simpletuner.errors import Interrupted
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
+from simpletuner.training.ema import Ema
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Inbox, Job
 from simpletuner.training.meter import Meter
@@ -82,6 +83,7 @@ class Trainer:
         self.meter = Meter(engine)
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
+        self.ema = self._build_ema()
 
     @property
     def is_done(self) -> bool:
@@ -113,6 +115,15 @@ class Trainer:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
         return l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
 
+    def _build_ema(self) -> Ema | None:
+        options = self.run.ema
+        if not options.use_ema:
+            return None
+        device = self.engine.device if options.ema_device == "accelerator" else "cpu"
+        return Ema(
+            self.tuning.parameters(), decay=options.ema_decay, interval=options.ema_update_interval, device=device
+        )  # fmt: skip
+
     def _loop(self, inbox: Inbox) -> None:
         with closing(self.batches.groups(self.state.cursor)) as groups:
             for group in groups:
@@ -139,6 +150,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.advance(group.after, samples=group.batches[0].slots)
+        if self.ema is not None:
+            self.ema.update(self.state.step)
         self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
 
     def _report(self) -> None:

@@ -80,7 +80,7 @@ def unknown(problems: list[str]) -> set[str]:
 def test_of_the_cascade_pages_config_only_what_later_versions_bring_is_unknown(project: Project) -> None:
     project.write("config/stable_cascade/multidatabackend.json", (project.root / "config/multidatabackend.json").read_text())
     project.options(**CASCADE_PAGE)
-    assert unknown(project.problems()) == {"hub_model_id", "report_to", "use_ema"}
+    assert unknown(project.problems()) == {"hub_model_id", "report_to"}
 
 
 def test_of_the_cascade_pages_datasets_only_what_later_versions_bring_is_unknown(project: Project) -> None:

@@ -29,21 +29,22 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "optimizer", "mixed_precision"),
+    ("model_type", "optimizer", "mixed_precision", "use_ema"),
     [
-        ("lora", "torch-adamw", "no"),
-        ("lora", "adamw_bf16", "bf16"),
-        ("full", "adamw_bf16", "bf16"),
-        ("full", "torch-adamw", "bf16"),
+        ("lora", "torch-adamw", "no", True),
+        ("lora", "adamw_bf16", "bf16", False),
+        ("full", "adamw_bf16", "bf16", True),
+        ("full", "torch-adamw", "bf16", False),
     ],
 )
 def test_a_run_killed_in_training_ends_in_the_weights_of_an_unbroken_one(
-    workspace: Workspace, model_type: str, optimizer: str, mixed_precision: str
+    workspace: Workspace, model_type: str, optimizer: str, mixed_precision: str, use_ema: bool
 ) -> None:
     workspace.config |= {
         "model_type": model_type,
         "optimizer": optimizer,
         "mixed_precision": mixed_precision,
+        "use_ema": use_ema,
         "learning_rate": 1e-3,
         "max_train_steps": 8,
         "checkpoint_step_interval": 2,
@@ -57,9 +58,10 @@ def test_a_run_killed_in_training_ends_in_the_weights_of_an_unbroken_one(
     process.wait()
     said = workspace.run("train", "--output_dir=broken")
     result = LORA if model_type == "lora" else "pipeline/transformer/diffusion_pytorch_model.safetensors"
-    ours, theirs = (load_file(workspace.folder / output / result) for output in ("broken", "unbroken"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for file in [result, f"ema/{result}"] if use_ema else [result]:
+        ours, theirs = (load_file(workspace.folder / output / file) for output in ("broken", "unbroken"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert workspace.losses("broken") == workspace.losses("unbroken")
     assert "Going on from" in said or "Finished" in said
 

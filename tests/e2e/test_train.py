@@ -61,6 +61,25 @@ def test_full_tuning_ends_in_a_pipeline_that_paints_what_the_gallery_showed(work
     assert abs(painted(output / BENCHMARK) - painted(output / GALLERY)).max() > 8
 
 
+@pytest.mark.parametrize("model_type", ["lora", "full"])
+def test_the_average_loads_in_the_stock_pipeline_and_paints_its_pictures_of_the_gallery(
+    workspace: Workspace, model_type: str
+) -> None:
+    workspace.config |= {"use_ema": True, "ema_decay": 0.8, "model_type": model_type}
+    workspace.config |= {"learning_rate": 1e-3} if model_type == "full" else {}
+    said = workspace.run("train", "--disable_benchmark")
+    output = workspace.folder / "output"
+    if model_type == "lora":
+        pipeline = SanaPipeline.from_pretrained(workspace.config["pretrained_model_name_or_path"])
+        pipeline.load_lora_weights(output / "ema")
+    else:
+        pipeline = SanaPipeline.from_pretrained(output / "ema" / "pipeline")
+    average = stock_picture(pipeline)
+    assert abs(average - painted(output / GALLERY.replace("_validation_", "_validation_ema_"))).max() <= 1
+    assert abs(average - painted(output / GALLERY)).max() > 2, "the newest weights are ahead of their average"
+    assert str(Path("output") / "ema") in said
+
+
 def test_a_run_folder_tells_what_was_asked_and_what_became_of_the_pictures(workspace: Workspace) -> None:
     (workspace.folder / "pictures" / "a_broken_one.jpg").write_bytes(b"no picture")
     workspace.run("train", "--seed=7")

@@ -51,6 +51,18 @@ class FakeTuning:
         return self._as("evaluating")
 
 
+class FakeEma:
+    def __init__(self, tuning: FakeTuning) -> None:
+        self.tuning = tuning
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        assert self.tuning.standing == "evaluating"
+        self.tuning.standing = "average"
+        yield
+        self.tuning.standing = "evaluating"
+
+
 class FakeFamily:
     """Renders flat pictures whose red tells the standing of the model; draws from the global generator as libraries do."""
 
@@ -64,7 +76,9 @@ class FakeFamily:
         def sample(shot: Shot, cond: str, uncond: str, on_step: None) -> torch.Tensor:
             self.sampled.append((self.tuning.standing, cond, uncond))
             assert not torch.is_grad_enabled()
-            return torch.full((1, 1, 1, 1), {"base": 10.0, "evaluating": 200.0}[self.tuning.standing]) + 0 * torch.rand(1)
+            return torch.full(
+                (1, 1, 1, 1), {"base": 10.0, "evaluating": 200.0, "average": 100.0}[self.tuning.standing]
+            ) + 0 * torch.rand(1)
 
         self.is_sampling = True
         yield sample
@@ -92,6 +106,7 @@ def trainer(told: list[Event]) -> Any:
     return SimpleNamespace(
         engine=FakeEngine(),
         tuning=tuning,
+        ema=FakeEma(tuning),
         family=FakeFamily(tuning),
         denoiser=None,
         state=TrainState(),
@@ -125,6 +140,35 @@ def test_the_base_s_pictures_come_before_the_first_step_and_the_gallery_later(
     assert red(tmp_path / "benchmark" / "step_0_cat_0_64x32.png") == 10
     assert red(tmp_path / "validation" / "step_10_cat_0_64x32.png") == 200
     assert trainer.tuning.standing == "training"
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ("none", {"step_0_cat_0_64x32.png": 200}),
+        ("ema_only", {"step_0_cat_ema_0_64x32.png": 100}),
+        ("comparison", {"step_0_cat_0_64x32.png": 200, "step_0_cat_ema_0_64x32.png": 100}),
+    ],
+)
+def test_the_average_of_the_weights_paints_too_as_wished(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path, wish: str, expected: dict[str, int]
+) -> None:
+    job = gallery(disable_benchmark=True, validation_on_startup=True, use_ema=True, ema_validation=wish)
+    job.run(trainer)
+    assert {path.name: red(path) for path in (tmp_path / "validation").iterdir()} == expected
+    assert trainer.tuning.standing == "training"
+
+
+def test_a_picture_of_the_average_is_not_taken_for_one_of_the_newest_weights(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    gallery(disable_benchmark=True, validation_on_startup=True, use_ema=True, ema_validation="ema_only").run(trainer)
+    path = tmp_path / "validation" / file_name(SHOT, 0, "ema")
+    assert is_painted(path, SHOT, 0, "ema")
+    assert (
+        not is_painted(path.rename(tmp_path / "other.png"), SHOT, 0, "trained")
+        or "weights" in Image.open(tmp_path / "other.png").info
+    )
 
 
 def test_cond_and_uncond_go_to_the_sampler(gallery: Callable[..., Gallery], trainer: Any) -> None:

@@ -6,6 +6,7 @@ from simpletuner.config.options import Section
 from simpletuner.config.sections.adapter import Adapter
 from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
+from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.flow import Flow
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
@@ -20,6 +21,7 @@ __all__ = [
     "Adapter",
     "Checkpointing",
     "Data",
+    "Ema",
     "Flow",
     "Memory",
     "Model",
@@ -35,6 +37,7 @@ SECTIONS: dict[str, type[Section]] = {
     "adapter": Adapter,
     "training": Training,
     "optimizer": Optimizer,
+    "ema": Ema,
     "precision": Precision,
     "memory": Memory,
     "flow": Flow,
