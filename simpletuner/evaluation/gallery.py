@@ -25,6 +25,7 @@ from simpletuner.errors import RunError
 from simpletuner.events import Painted, Progress
 from simpletuner.families.base import Shot
 from simpletuner.training.jobs import Due
+from simpletuner.training.optimizers import averaged
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
@@ -79,7 +80,8 @@ class Gallery:
         """The gallery of this step. Where a run was resumed it is there; pictures of later steps may be another run's."""
         step = self._painted = trainer.state.step
         shots = self._missing(self._folder, step) if step == self._start else self._all(self._folder, step)
-        self._paint(trainer, shots, step, trainer.tuning.evaluating(), f"gallery at step {step}")
+        with averaged(trainer.optimizer, trainer.tuning.parameters()):
+            self._paint(trainer, shots, step, trainer.tuning.evaluating(), f"gallery at step {step}")
 
     def _all(self, folder: Path, step: int) -> dict[Path, Shot]:
         return {folder / file_name(shot, step): shot for shot in self._shots}
