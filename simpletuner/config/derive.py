@@ -103,7 +103,7 @@ def _optimizer_notices(values: Mapping[str, Any], hardware: Hardware) -> Iterato
     if row.unpaged and hardware.device != "cuda":
         yield f"{name} pages its state by CUDA; on this machine ({hardware.device}) it is {row.unpaged}, with the same numbers."
     if row.averages and not schedule.startswith("constant"):
-        yield f"{name} averages its weights in place of a falling learning rate: lr_scheduler constant is advised, not {schedule}."
+        yield f"{name} averages its weights in place of a falling rate: lr_scheduler constant is advised, not {schedule}."
     if row.rate is not None and rate < row.rate / 10:
         yield f"{name} finds its own step size, which learning_rate scales: {row.rate:g} is advised, not {rate:g}."
 

@@ -65,7 +65,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def averaged(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """The weights to show and to save: those of a schedule-free rule are an average. Training then goes on exactly as before."""
+    """The weights to show and to save: those of a schedule-free rule are an average. Training then goes on as if not asked."""
     if not isinstance(optimizer, Averaging):
         yield
         return
