@@ -65,11 +65,18 @@ ADAM = {"betas": RATES, "eps": NUMBER, **DECAY}
 ADAM_SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
-def _optimi(attribute: str, accepts: Mapping[str, Setting], settings: Mapping[str, Any], **facts: Any) -> OptimizerRow:
+def _optimi(
+    attribute: str,
+    accepts: Mapping[str, Setting],
+    settings: Mapping[str, Any],
+    *,
+    trained_dtype: str = "bfloat16",
+    **facts: Any,
+) -> OptimizerRow:
     """bfloat16 weights by Kahan summation, which keeps what rounding took in a buffer of the same size."""
     return OptimizerRow(
         f"optimi:{attribute}",
-        trained_dtype="bfloat16",
+        trained_dtype=trained_dtype,
         settings=settings,
         accepts={**accepts, "decouple_lr": SWITCH},
         extra="optimi",
@@ -145,6 +152,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         "Ranger",
         {**ADAM, "k": WHOLE, "alpha": SHARE},
         {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0, "k": 6, "alpha": 0.5},
+        trained_dtype="float32",  # its lookahead loses what Kahan summation kept: small steps move nothing (torch-optimi 0.3.3)
     ),
     "optimi-adan": _optimi(
         "Adan",
@@ -168,8 +176,8 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     "ao-adamwfp8": _ao("AdamWFp8", capability=(8, 9), instead="ao-adamw8bit"),
     "prodigy": OptimizerRow(
         "prodigyopt:Prodigy",
-        # Bias correction and the safeguard are what its authors advise where the rate warms up, as it does by default.
-        settings={**ADAM_SETTINGS, "d_coef": 1.0, "use_bias_correction": True, "safeguard_warmup": True},
+        # The safeguard is what its authors advise where the rate warms up, as it does by default.
+        settings={**ADAM_SETTINGS, "d_coef": 1.0, "use_bias_correction": False, "safeguard_warmup": True},
         accepts={
             **ADAM,
             "eps": POSITIVE,
