@@ -6,11 +6,22 @@ Standard library only. Exit codes: 2 what is found before any work, 1 a failure 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
-__all__ = ["ConfigError", "DataError", "Interrupted", "Problem", "RunError", "SimpletunerError", "UserError", "require"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "Problem",
+    "RunError",
+    "SimpletunerError",
+    "UserError",
+    "missing",
+    "require",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,19 @@ class Interrupted(SimpletunerError):
     def __init__(self, signal_number: int, what: str, mend: str = "") -> None:
         super().__init__(what, mend=mend)
         self.exit_code = 128 + signal_number
+
+
+def missing(module: str, *, option: str, extra: str) -> Problem | None:
+    """What to say if an optional library is not installed, found without importing it."""
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return Problem(
+        option.partition("=")[0],
+        f"`{option}` needs the package `{package}`, which is not installed.",
+        why="it is not part of the core install.",
+        mend=f"pip install 'simpletuner[{extra}]' (from a clone: pip install -e '.[{extra}]')",
+    )
 
 
 def require(module: str, *, option: str, extra: str) -> ModuleType:

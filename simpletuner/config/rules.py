@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config.catalogue import OPTIMIZERS
+from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.config.run import Run
+from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, missing
 
 __all__ = ["check", "judge"]
+
+COMPILERS = ("c++", "g++", "clang++", "cl")
+"""What torch.compile may call."""
 
 MANIFESTS = ("vae", "aspect", "metadata", "text")
 """What `skip_file_discovery` may name."""
@@ -65,27 +68,37 @@ def _optimizer(run: Run) -> Iterator[Problem]:
         mend = f'Did you mean "{near}"?' if near else "Take one of these."
         yield Problem("optimizer", f'Unknown `optimizer` "{name}".', f"known: {', '.join(OPTIMIZERS)}.", mend)
         return
-    accepted = OPTIMIZERS[name].accepts
+    row = OPTIMIZERS[name]
     for key, value in run.optimizer.optimizer_config.items():
-        if key not in accepted:
-            near = nearest(key, accepted)
+        if key not in row.accepts:
+            near = nearest(key, row.accepts)
             mend = f"Did you mean `{near}`?" if near else "Remove it."
-            why = f"it takes: {', '.join(accepted)}."
+            why = f"it takes: {', '.join(row.accepts)}."
             yield Problem("optimizer_config", f"`optimizer_config`: {name} has no setting `{key}`.", why, mend)
-        elif wanted := _wrong_setting(key, value):
-            yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", f"it takes: {wanted}.")
+        elif not row.accepts[key].fits(value):
+            why = f"it takes: {row.accepts[key].words}."
+            yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", why)
+    if row.extra and (problem := missing(row.target.split(":")[0], option=f"optimizer={name}", extra=row.extra)):
+        yield problem
+    if row.averages and run.ema.use_ema:
+        why = f"{name} averages the weights itself, and its average is what is shown and saved."
+        yield Problem("use_ema", f"`use_ema` is true, and `optimizer` is {name}.", why, "Set one of them otherwise.")
+    yield from _optimizer_hardware(name, row, run.hardware)
 
 
-def _wrong_setting(key: str, value: object) -> str:
-    """What the setting takes, if `value` is not that."""
-    if key == "betas":
-        fits = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
-        return "" if fits else "two numbers from 0 to below 1"
-    return "" if _is_number(value) and value >= 0 else "number, at least 0"  # type: ignore[operator]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+def _optimizer_hardware(name: str, row: OptimizerRow, hardware: Hardware) -> Iterator[Problem]:
+    """What the update rule cannot do on this machine."""
+    mend = f'Set "optimizer" to "{row.instead}".'
+    if hardware.device not in row.devices:
+        what = f"`optimizer` {name} is not known to work on {hardware.device}."
+        yield Problem("optimizer", what, "its package is written for CUDA, and tested on the CPU.", mend, overridable=True)
+    if hardware.capability is not None and hardware.capability < row.capability:
+        needs, has = (".".join(map(str, pair)) for pair in (row.capability, hardware.capability))
+        what = f"`optimizer` {name} needs a card of compute capability {needs}; this one has {has}."
+        yield Problem("optimizer", what, "older ones have no kernels for its 8-bit floats.", mend)
+    if row.is_compiled and not any(map(shutil.which, COMPILERS)):
+        what = f"`optimizer` {name} compiles its step, and there is no C++ compiler ({', '.join(COMPILERS)})."
+        yield Problem("optimizer", what, "torch.compile calls one.", f'Install one, or set "optimizer" to "{row.instead}".')
 
 
 # gallery and folders

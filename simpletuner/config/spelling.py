@@ -170,10 +170,8 @@ def _object(text: str, _kind: Any) -> dict[str, Any] | None:
 
 
 def _scalar(text: str) -> Any:
-    for result in (_number(text), {"true": True, "false": False}.get(text.strip().lower())):
-        if result is not None:
-            return result
-    return text.strip()
+    number = _number(text)
+    return _WORDS.get(text.strip().lower(), text.strip()) if number is None else number
 
 
 def _json(text: str, kind: type) -> Any:
@@ -185,6 +183,7 @@ def _json(text: str, kind: type) -> Any:
 
 
 _READERS: dict[Any, Callable[[str, Any], Any]] = {bool: _boolean, int: _number, float: _number, tuple: _list, dict: _object}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 _SIZE = re.compile(r"([1-9]\d*)\s*[xX×]\s*([1-9]\d*)")
 _EDGE = re.compile(r"[1-9]\d*")
 

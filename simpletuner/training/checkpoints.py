@@ -21,7 +21,7 @@ from simpletuner.data.ranks import together
 from simpletuner.errors import RunError, UserError
 from simpletuner.events import Notice, Saved, Tell
 from simpletuner.training.jobs import Due
-from simpletuner.training.optimizers import optimizer_state, restore_optimizer
+from simpletuner.training.optimizers import averaged, optimizer_state, restore_optimizer
 from simpletuner.training.staging import move_into_place, remove, staged
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Checkpoints:
 
     def _save_result(self, trainer: Trainer) -> None:
         with staged(self._output_dir / "result") as folder:
-            made = trainer.tuning.save_result(folder)
+            with averaged(trainer.optimizer, trainer.tuning.parameters()):
+                made = trainer.tuning.save_result(folder)
             result = self._output_dir / made.name
             move_into_place(made, result)
             if trainer.ema is not None:
@@ -89,11 +90,13 @@ class Checkpoints:
 
 def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) -> None:
     """All that a resumed run needs, the manifest last."""
-    trainer.tuning.save(folder)
+    parameters = trainer.tuning.parameters()
+    with averaged(trainer.optimizer, parameters):
+        trainer.tuning.save(folder)
     if trainer.ema is not None:
         with trainer.ema.exact():
             trainer.tuning.save(folder / EMA)
-    tensors, scalars = optimizer_state(trainer.optimizer, trainer.tuning.parameters())
+    tensors, scalars = optimizer_state(trainer.run.optimizer, trainer.optimizer, parameters)
     save_file(tensors, folder / "optimizer.safetensors")
     _write_json(folder / "optimizer.json", scalars)
     _write_json(folder / "config.json", config)
@@ -158,6 +161,7 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     parameters = trainer.tuning.parameters()
     trainer.tuning.load(trainer.tuning.read(found.path), str(found.path))
     restore_optimizer(
+        trainer.run.optimizer,
         trainer.optimizer,
         parameters,
         load_file(found.path / "optimizer.safetensors"),

@@ -26,7 +26,7 @@ from simpletuner.training.ema import Ema
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Inbox, Job
 from simpletuner.training.meter import Meter
-from simpletuner.training.optimizers import build_optimizer
+from simpletuner.training.optimizers import build_optimizer, set_rate
 from simpletuner.training.schedules import learning_rate
 from simpletuner.training.state import TrainState
 from simpletuner.training.tuning import Tuning
@@ -145,8 +145,7 @@ class Trainer:
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
         grad_norm = self.engine.clip(self.tuning.parameters().values(), self.run.optimizer.max_grad_norm)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate(self.state.step, self.run.optimizer, self.steps)
+        set_rate(self.optimizer, learning_rate(self.state.step, self.run.optimizer, self.steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.advance(group.after, samples=group.batches[0].slots)
@@ -163,7 +162,7 @@ class Trainer:
                 steps=self.steps,
                 epoch=self.state.epoch,
                 loss=figures.loss,
-                learning_rate=self.optimizer.param_groups[0]["lr"],
+                learning_rate=learning_rate(self.state.step - 1, self.run.optimizer, self.steps),
                 grad_norm=figures.grad_norm,
                 samples_per_s=figures.samples_per_s,
                 time=figures.time,

@@ -70,6 +70,9 @@ def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
         model_type=tuning,
         lora_dropout=0.1,
         learning_rate=1e-3,
+        lr_scheduler="linear",
+        lr_warmup_steps=1,
+        lr_end=5e-4,
         optimizer_config={"eps": 1e-2},  # else Adam turns the last bit of a gradient near zero into a whole step
     )
 
@@ -79,6 +82,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     run = run_of(results, name, repository, tuning_name)
     family, told = find()[name](run), Told()
     gradients: dict[str, torch.Tensor] = {}
+    rates: list[float] = []
     denoiser = family.load_denoiser()
     tuning = build_tuning(family, denoiser, run)
     stream = FamilyStream(family, engine.rank, engine.ranks)
@@ -87,6 +91,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
 
     def note_and_step() -> None:
         found = {key: parameter.grad.clone() for key, parameter in tuning.parameters().items() if parameter.grad is not None}
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
         gradients.update({f"{trainer.state.step}/{key}": gradient for key, gradient in found.items()})
         step()
 
@@ -96,7 +101,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     save_file(gradients, results / f"{stem}-gradients.safetensors")
     save_file(tuning.weights(), results / f"{stem}-weights.safetensors")
     norms = [event.grad_norm for event in told.of(Stepped)]
-    (results / f"{stem}.json").write_text(json.dumps([list(told.losses.values()), norms]))
+    (results / f"{stem}.json").write_text(json.dumps([list(told.losses.values()), norms, rates]))
 
 
 def talk(engine: Engine, results: Path) -> None:
@@ -223,12 +228,19 @@ def test_two_processes_end_with_the_weights_and_losses_of_one(results: Path, nam
     one, two = (tensors(results, f"{name}-{tuning}-0of{ranks}-weights") for ranks in (1, 2))
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-4, msg=key)
-    (losses, norms), (losses_of_two, norms_of_two) = (
+    (losses, norms, _), (losses_of_two, norms_of_two, _) = (
         json.loads((results / f"{name}-{tuning}-0of{ranks}.json").read_text()) for ranks in (1, 2)
     )
     assert losses_of_two == pytest.approx(losses, rel=1e-4)
     assert norms_of_two == pytest.approx(norms, rel=1e-3)
     assert len(losses) == STEPS
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_the_schedule_counts_optimiser_steps_on_every_rank(results: Path, name: str, tuning: str) -> None:
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        rates = json.loads((results / f"{name}-{tuning}-{rank}of{ranks}.json").read_text())[2]
+        assert rates == pytest.approx([1e-3, 1e-3, 7.5e-4], rel=1e-12)
 
 
 def test_ranks_hear_each_other_in_order_and_agree(results: Path) -> None:

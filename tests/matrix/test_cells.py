@@ -78,7 +78,9 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
     with Engine(run) as engine:
         family = find()[name](run)
         denoiser, tuning = prepare_denoiser(family, run, engine.device, told)
-        trainer = Trainer(run, engine, family, denoiser, tuning, Pictures(name, repository), [Checkpoints(run, {})], told, steps=STEPS)
+        trainer = Trainer(
+            run, engine, family, denoiser, tuning, Pictures(name, repository), [Checkpoints(run, {})], told, steps=STEPS
+        )
         before = tuning.weights()
         if found is not None:
             restore(found, trainer, {})
@@ -87,7 +89,9 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 @pytest.mark.parametrize(("name", "cell"), parameters())
-def test_it_trains_saves_and_goes_on_as_if_unbroken(name: str, cell: Cell, tiny_repo: Callable[[str], Path], tmp_path: Path) -> None:
+def test_it_trains_saves_and_goes_on_as_if_unbroken(
+    name: str, cell: Cell, tiny_repo: Callable[[str], Path], tmp_path: Path
+) -> None:
     repository = str(tiny_repo(name))
     options = {"pretrained_model_name_or_path": repository, "output_dir": str(tmp_path / "run"), "checkpoint_step_interval": 2}
     options |= {"lora_rank": 2, "lr_scheduler": "constant", "log_step_interval": 1, "gradient_checkpointing": False}

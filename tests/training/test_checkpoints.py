@@ -15,6 +15,7 @@ from simpletuner.config.run import Run
 from simpletuner.errors import RunError, UserError
 from simpletuner.events import Notice, Saved
 from simpletuner.training.checkpoints import find_checkpoint, has_result, whole_checkpoints
+from simpletuner.training.optimizers import averaged
 
 
 def trained(run: Run, steps: int) -> tuple[dict[str, Tensor], Told]:
@@ -33,6 +34,10 @@ KINDS: list[dict[str, Any]] = [
     {"model_type": "lora", "lora_dropout": 0.1, "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
     {"model_type": "full", "optimizer": "torch-adamw"},
     {"model_type": "full", "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "full", "optimizer": "optimi-lion", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "lora", "optimizer": "prodigy", "learning_rate": 1.0},
+    {"model_type": "lora", "optimizer": "adamw_schedulefree"},
+    {"model_type": "full", "optimizer": "adamw_schedulefree"},
 ]
 
 
@@ -51,6 +56,27 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, kind:
     assert told_later.losses == {step: told.losses[step] for step in (6, 9)}
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize("model_type", ["lora", "full"])
+def test_of_a_schedule_free_run_the_average_is_saved_and_training_goes_on_beside_it(tmp_path: Path, model_type: str) -> None:
+    run = make_run(tmp_path, model_type=model_type, optimizer="adamw_schedulefree", learning_rate=0.1)
+    with trainer_of(run, steps=6) as trainer:
+        trainer.fit()
+        exact = trainer.tuning.weights()
+        with averaged(trainer.optimizer, trainer.tuning.parameters()):
+            average = trainer.tuning.weights()
+        saved, result = (trainer.tuning.read(folder) for folder in (tmp_path / "checkpoint-6", tmp_path / RESULT[model_type]))
+    assert any(not torch.equal(average[name], exact[name]) for name in average)
+    for name, weight in average.items():
+        assert torch.equal(saved[name], weight)
+        assert torch.equal(result[name], weight)
+    with trainer_of(run, steps=6) as resumed:
+        assert all(torch.equal(weight, exact[name]) for name, weight in resumed.tuning.weights().items())
+
+
+RESULT = {"lora": "", "full": "pipeline"}
+"""The folder of a run's result."""
 
 
 class KilledError(Exception):
