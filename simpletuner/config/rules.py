@@ -9,6 +9,7 @@ from pathlib import Path
 
 from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Run
 from simpletuner.config.spelling import is_size_list, nearest
 from simpletuner.errors import Problem
@@ -34,6 +35,7 @@ def check(run: Run) -> Iterator[Problem]:
     """Everything that the sections' types cannot see."""
     yield from _flow(run)
     yield from _optimizer(run)
+    yield from check_precision(run)
     yield from _validation(run)
     yield from _folders(run)
     yield from _datasets(run)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from simpletuner.config.catalogue import PRECISIONS
 from simpletuner.networks.libraries import require_quietly
 
 __all__ = ["CODECS", "Codec", "Parts"]
@@ -55,7 +56,7 @@ class QuantoBytes:
         return rows > 1  # quanto refuses a scale for each row where there is one
 
     def encode(self, weight_RC: Tensor) -> Parts:
-        quanto = require_quietly("optimum.quanto", option="int8-quanto", extra="quanto")
+        quanto = _library("int8-quanto")
         kind = quanto.qtypes[self.kind]
         scale_R1 = _no_zeros(quanto.AbsmaxOptimizer()(weight_RC, qtype=kind, axis=0))
         codes_RC = torch.ops.quanto.quantize_symmetric(weight_RC, dtype=kind.dtype, axis=0, scale=scale_R1)
@@ -78,7 +79,7 @@ class QuantoBits:
         return rows > 1 and (columns <= GROUPS[0] or _group(columns) is not None)
 
     def encode(self, weight_RC: Tensor) -> Parts:
-        quanto = require_quietly("optimum.quanto", option="int4-quanto", extra="quanto")
+        quanto = _library("int4-quanto")
         kind = quanto.qtypes[f"qint{self.bits}"]
         group = _group(weight_RC.shape[1])
         scale_G1, shift_G1 = quanto.MaxOptimizer()(weight_RC, qtype=kind, axis=0, group_size=group)
@@ -105,8 +106,7 @@ class TorchaoBytes:
         return True
 
     def encode(self, weight_RC: Tensor) -> Parts:
-        option = "fp8-torchao" if self.is_float else "int8-torchao"
-        torchao = require_quietly("torchao.quantization", option=option, extra="torchao")
+        torchao = _library("fp8-torchao" if self.is_float else "int8-torchao").quantization
         kind = torchao.Float8Tensor if self.is_float else torchao.Int8Tensor
         stored = kind.from_hp(weight_RC, granularity=torchao.PerRow())
         # Of a row of zeros Float8Tensor makes 0 / 0, which is stored as no number (torchao 0.18).
@@ -128,7 +128,7 @@ class BitsandbytesNF4:
         return rows * columns % NF4_BLOCK == 0
 
     def encode(self, weight_RC: Tensor) -> Parts:
-        functional = require_quietly("bitsandbytes.functional", option="nf4-bnb", extra="bnb")
+        functional = _library("nf4-bnb").functional
         codes, state = functional.quantize_4bit(
             weight_RC.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True
         )
@@ -146,7 +146,7 @@ class BitsandbytesNF4:
             parts["scale"], parts["scale_of_scales"], parts["scale_table"], NF4_SCALE_BLOCK, torch.float32
         )
         scale += parts["offset"]
-        # Blocks as rows: for rows that end within a block the CPU kernel falls back to one that torch.compile must build first.
+        # Blocks as rows: for rows of odd length the CPU's kernel falls back to one that torch.compile builds first (0.50.2).
         blocks = [len(scale), NF4_BLOCK]
         return torch.ops.bitsandbytes.dequantize_4bit(parts["codes"], scale, NF4_BLOCK, "nf4", blocks, dtype).reshape(shape)
 
@@ -160,6 +160,11 @@ CODECS: dict[str, Codec] = {
     "fp8-torchao": TorchaoBytes(is_float=True),
     "nf4-bnb": BitsandbytesNF4(),
 }
+
+
+def _library(precision: str) -> Any:
+    row = PRECISIONS[precision]
+    return require_quietly(row.module, option=precision, extra=row.extra)
 
 
 def _group(columns: int) -> int | None:

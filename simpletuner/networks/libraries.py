@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from types import ModuleType
 
 from simpletuner.errors import require
 
-__all__ = ["quiet_imports", "require_quietly"]
+__all__ = ["import_model_libraries", "quiet_imports", "require_quietly"]
 
 # What is said at import of kernels that nothing here uses. diffusers 0.42.1 and peft 0.21.2 import torchao and bitsandbytes
 # wherever they are installed, so everybody with all extras would read it. logger -> what its message holds
@@ -32,6 +33,13 @@ def quiet_imports() -> Iterator[None]:
     finally:
         for name, without in filters.items():
             logging.getLogger(name).removeFilter(without)
+
+
+def import_model_libraries() -> None:
+    """diffusers' models and peft, once and quietly; what imports parts of them later finds the noisy ones there."""
+    with quiet_imports():
+        for name in ("diffusers.models.modeling_utils", "peft"):
+            importlib.import_module(name)
 
 
 def require_quietly(module: str, *, option: str, extra: str) -> ModuleType:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from simpletuner.errors import UserError
 from simpletuner.networks.codecs import CODECS, Codec
@@ -104,7 +105,7 @@ class QuantisedLinear(nn.Linear):
         self.in_features = layer.in_features
         self.out_features = layer.out_features
         self.stored = Stored(layer.weight.detach().to(device), codec)
-        self.bias = _frozen(layer.bias, device)
+        self.register_parameter("bias", _frozen(layer.bias, device))
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -112,7 +113,7 @@ class QuantisedLinear(nn.Linear):
         return self.stored.whole(self.stored.parts())
 
     def forward(self, input: Tensor) -> Tensor:
-        return _Through.apply(input, self, *self.stored.parts())
+        return _forward(self, input)
 
     def answer(self, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer gives with this weight."""
@@ -136,7 +137,7 @@ class QuantisedConv2d(nn.Conv2d):
         for name in nn.Conv2d.__constants__:
             setattr(self, name, getattr(layer, name))
         self.stored = Stored(layer.weight.detach().to(device), codec)
-        self.bias = _frozen(layer.bias, device)
+        self.register_parameter("bias", _frozen(layer.bias, device))
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -144,7 +145,7 @@ class QuantisedConv2d(nn.Conv2d):
         return self.stored.whole(self.stored.parts())
 
     def forward(self, input: Tensor) -> Tensor:
-        return _Through.apply(input, self, *self.stored.parts())
+        return _forward(self, input)
 
     def answer(self, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer gives with this kernel."""
@@ -153,7 +154,13 @@ class QuantisedConv2d(nn.Conv2d):
     def input_gradient(self, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """Gradient of its input, of the given shape."""
         weight = weight.to(gradient.dtype)
-        return nn.grad.conv2d_input(shape, weight, gradient, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(shape, weight, gradient, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _forward(layer: QuantisedLinear | QuantisedConv2d, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Through.apply(x, layer, *layer.stored.parts())
+    return layer.answer(x, layer.weight)
 
 
 class _Through(torch.autograd.Function):
