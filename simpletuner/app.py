@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Run
@@ -24,6 +24,8 @@ from simpletuner.evaluation.prompts import prompts_of, validation_shots
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
+from simpletuner.networks.libraries import import_model_libraries
+from simpletuner.networks.quantise import quantise
 from simpletuner.preflight import length_of, open_sets, plan_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
@@ -34,7 +36,10 @@ from simpletuner.training.staging import locked
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import build_tuning
 
-__all__ = ["train"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["quantise_base", "train"]
 
 
 def train(run: Run) -> Path:
@@ -63,6 +68,7 @@ def train(run: Run) -> Path:
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
             return folder
 
+        import_model_libraries()
         assert run.text_embeds.cache_dir is not None, "config/derive.py fills in cache_dir"
         encoders = family.text_encoders()
         prompts = PromptStore(
@@ -82,6 +88,7 @@ def train(run: Run) -> Path:
         together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
         denoiser = family.load_denoiser()
+        quantise_base(run, family, denoiser, device=engine.device, tell=tell)
         tuning = build_tuning(family, denoiser, run)
         batches = Batches(
             stream, sets, latents, prompts, family.collate,
@@ -96,6 +103,16 @@ def train(run: Run) -> Path:
         trainer.fit()
         tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
     return folder
+
+
+def quantise_base(run: Run, family: ModelFamily, denoiser: nn.Module, *, device: str, tell: Tell) -> None:
+    """Store the frozen base as `base_model_precision` says, in place. Raises UserError if it has no layer for that format."""
+    precision = run.precision.base_model_precision
+    if precision == "no_change":
+        return
+    place = device if run.precision.quantize_via == "accelerator" else "cpu"
+    outcome = quantise(denoiser, precision, keep=family.kept_whole, device=place)
+    tell(Notice(f"base_model_precision {precision}: {outcome.summary}."))
 
 
 def closing_words(

@@ -173,6 +173,9 @@ def examples(words: list[str]) -> int:
         case ["copy", name, folder]:
             print("\n".join(map(str, bundled.copy(name, Path(folder)))))
         case ["build-model", family, folder]:
+            from simpletuner.networks.libraries import import_model_libraries
+
+            import_model_libraries()
             from simpletuner.examples.tiny import build_model
 
             build_model(family, Path(folder))

@@ -1,4 +1,4 @@
-"""Data only: the names of optimisers and what must be known of each. A new optimiser is one row here."""
+"""Data only: the names of optimisers and of formats of frozen weights, and what must be known of each. A row each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simpletuner.config.settings import (
     optional,
 )
 
-__all__ = ["OPTIMIZERS", "OptimizerRow"]
+__all__ = ["OPTIMIZERS", "PRECISIONS", "OptimizerRow", "PrecisionRow"]
 
 
 @dataclass(frozen=True)
@@ -207,4 +207,34 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         accepts={"betas": THREE_RATES, "eps": TWO_NUMBERS, **DECAY, "clip_threshold": POSITIVE},
         extra="came",
     ),
+}
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One format of frozen weights. How it is written is in `networks/codecs.py`, under the same name."""
+
+    module: str
+    """The library that chooses scales and codes."""
+    extra: str
+    """Extra that brings it."""
+    bits: float
+    """Bits per weight with the scales, in large layers of a bfloat16 base."""
+    not_on: Mapping[str, str] = field(default_factory=dict)
+    """Device where it does not work -> why."""
+    instead: tuple[str, ...] = ()
+    """What works there."""
+
+
+NO_FP8 = {"mps": "Apple's GPUs have no 8-bit floating point."}
+NO_BNB = {"mps": "bitsandbytes has no kernel for it there that we could rely on."}
+
+PRECISIONS: dict[str, PrecisionRow] = {
+    "int8-quanto": PrecisionRow("optimum.quanto", "quanto", 8.01),
+    "int4-quanto": PrecisionRow("optimum.quanto", "quanto", 4.25),
+    "int2-quanto": PrecisionRow("optimum.quanto", "quanto", 2.25),
+    "fp8-quanto": PrecisionRow("optimum.quanto", "quanto", 8.01, NO_FP8, ("int8-quanto", "int4-quanto")),
+    "int8-torchao": PrecisionRow("torchao", "torchao", 8.02),
+    "fp8-torchao": PrecisionRow("torchao", "torchao", 8.02, NO_FP8, ("int8-quanto", "int4-quanto")),
+    "nf4-bnb": PrecisionRow("bitsandbytes", "bnb", 4.13, NO_BNB, ("int4-quanto",)),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
 from simpletuner.errors import Problem, missing
@@ -37,6 +38,7 @@ def check(run: Run) -> Iterator[Problem]:
     """Everything that the sections' types cannot see."""
     yield from _flow(run)
     yield from _optimizer(run)
+    yield from check_precision(run)
     yield from _validation(run)
     yield from _folders(run)
     yield from _datasets(run)
@@ -78,7 +80,8 @@ def _optimizer(run: Run) -> Iterator[Problem]:
         elif not row.accepts[key].fits(value):
             why = f"it takes: {row.accepts[key].words}."
             yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", why)
-    if row.extra and (problem := missing(row.target.split(":")[0], option=f"optimizer={name}", extra=row.extra)):
+    package = row.target.partition(":")[0].partition(".")[0]
+    if row.extra and (problem := missing(package, option=f"optimizer={name}", extra=row.extra)):
         yield problem
     if row.averages and run.ema.use_ema:
         why = f"{name} averages the weights itself, and its average is what is shown and saved."

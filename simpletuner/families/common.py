@@ -28,6 +28,7 @@ __all__ = [
     "alignment_px",
     "evaluating",
     "load_adapter",
+    "load_quantised",
     "load_scheduler",
     "load_whole",
     "on_loan",
@@ -109,6 +110,18 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
         if hub_was_off:
             disable_progress_bars()  # transformers' switch turns those of the hub on as well
+
+
+def load_quantised(model_class: Any, component: Component, dtype: str, *, precision: str, via: str, device: str) -> nn.Module:
+    """As `load_whole`, then its linear layers stored as `precision` says ("no_change": as they are). Raises UserError.
+
+    `via` "accelerator" quantises layer by layer on `device` and leaves them there; the rest follows when the model is moved.
+    """
+    from simpletuner.networks.quantise import quantise
+
+    model = load_whole(model_class, component, dtype)
+    quantise(model, precision, device=device if via == "accelerator" else "cpu")
+    return model
 
 
 @contextmanager

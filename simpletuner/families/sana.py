@@ -107,7 +107,9 @@ class Sana(ModelFamily):
 
     def text_encoders(self) -> tuple[GemmaEncoder]:
         lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
-        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text),)
+        precision = self.run.precision
+        stored = {"precision": precision.text_encoder_1_precision, "quantize_via": precision.quantize_via}
+        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text, **stored),)
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
         return DeepCompressionAutoencoder(self.repository)
@@ -265,6 +267,8 @@ class GemmaEncoder:
     repository: Repository
     instruction: str
     dtype: str
+    precision: str = "no_change"
+    quantize_via: str = "cpu"
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -275,6 +279,8 @@ class GemmaEncoder:
             "instruction": self.instruction,
             "tokens": PROMPT_TOKENS,
         }
+        if self.precision != "no_change":  # said only then, so that caches made before there was a choice stay good
+            facts["precision"] = self.precision
         return Recipe("gemma", facts)
 
     @cached_property
@@ -285,14 +291,18 @@ class GemmaEncoder:
         tokenizer.padding_side = "right"
         return tokenizer
 
-    def load(self) -> nn.Module:
+    def load(self, device: str) -> nn.Module:
+        """On the CPU, but for what is quantised on the accelerator."""
         from transformers import AutoModel
 
-        return common.load_whole(AutoModel, self.repository.weights("text_encoder"), self.dtype)
+        weights = self.repository.weights("text_encoder")
+        return common.load_quantised(
+            AutoModel, weights, self.dtype, precision=self.precision, via=self.quantize_via, device=device
+        )
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(self.load, device) as model:
+        with common.on_loan(lambda: self.load(device), device) as model:
             yield lambda prompts: self.encode(model(), prompts)
 
     def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
