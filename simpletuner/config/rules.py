@@ -9,11 +9,13 @@ from pathlib import Path
 
 from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.lycoris import lycoris_problems
 from simpletuner.config.run import Run
 from simpletuner.config.spelling import is_size_list, nearest
+from simpletuner.config.vocabulary import FamilyFacts
 from simpletuner.errors import Problem
 
-__all__ = ["check", "judge"]
+__all__ = ["check", "check_adapter", "judge"]
 
 MANIFESTS = ("vae", "aspect", "metadata", "text")
 """What `skip_file_discovery` may name."""
@@ -43,6 +45,22 @@ def check(run: Run) -> Iterator[Problem]:
         yield from _sizes(dataset)
         yield from _crops(dataset)
         yield from _discovery(dataset)
+
+
+def check_adapter(run: Run, family: FamilyFacts) -> Iterator[Problem]:
+    """What a family's layers have to say to the adapter that is asked for."""
+    adapter = run.adapter
+    if run.model.model_type != "lora":
+        return
+    if adapter.lora_type == "standard" and adapter.lora_target_preset not in family.adapter_presets:
+        near = nearest(adapter.lora_target_preset, family.adapter_presets)
+        what = f'Unknown `lora_target_preset` "{adapter.lora_target_preset}".'
+        why = f"{run.model.model_family} has: {', '.join(family.adapter_presets)}."
+        yield Problem("lora_target_preset", what, why, f'Did you mean "{near}"?' if near else "Take one of these.")
+    if adapter.peft_lora_target_modules == ():
+        what = "`peft_lora_target_modules` is an empty list."
+        yield Problem("peft_lora_target_modules", what, "no layer would get an adapter.", "Name layers, or remove it.")
+    yield from lycoris_problems(run, family.lycoris_presets)
 
 
 def _flow(run: Run) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class Denoiser(nn.Module):
 class Family:
     """What training asks of a family."""
 
-    adapter_targets = ("to_q", "to_out.0")
+    adapter_presets: ClassVar = {"attention": ("to_q", "to_out.0"), "text": ("text",)}
+    lycoris_presets: ClassVar = {"attn-only": ("Linear",), "attn-mlp": ("Linear",), "full": ("Linear",)}
     process = FlowMatching()
 
     def load_denoiser(self, dtype: torch.dtype = torch.float32) -> nn.Module:
