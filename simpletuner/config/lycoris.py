@@ -32,9 +32,9 @@ BUILT_IN: Mapping[str, Any] = {
 DEFAULTS: Mapping[str, Any] = {"algo": "lora", "multiplier": 1.0, "linear_dim": 4, "linear_alpha": 1}
 """The library's own, for what a file leaves out."""
 
-COMMON = ("algo", "multiplier", "module_dropout", "apply_preset")
+COMMON = ("algo", "multiplier", "dropout", "rank_dropout", "module_dropout", "apply_preset")
 SIZES = ("linear_dim", "linear_alpha", "conv_dim", "conv_alpha")
-LOW_RANK = (*COMMON, *SIZES, "dropout", "rank_dropout", "dora_wd", "bypass_mode")
+LOW_RANK = (*COMMON, *SIZES, "dora_wd", "bypass_mode")
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "lora": (*LOW_RANK, "use_tucker"),
     "locon": (*LOW_RANK, "use_tucker"),
@@ -210,9 +210,11 @@ def _together(run: Run, settings: Mapping[str, Any]) -> Iterator[Problem]:
     if decomposes and settings.get("bypass_mode"):
         why = "weights are decomposed (`dora_wd`) as a whole, which bypassing never builds."
         yield _problem("`bypass_mode` and `dora_wd` are both true", why, "Remove one of them.")
-    for name in ("dropout", "module_dropout") if decomposes or rebuilds else ():
+    for name in ("dropout", "rank_dropout", "module_dropout") if decomposes or rebuilds else ():
         if settings.get(name):
-            why = "the library obeys it only where an adapter's answer is added to the layer's, not where weights are rebuilt."
+            why = (
+                "dropouts act on what an adapter adds to its layer's answer; where weights are rebuilt there is no such thing."
+            )
             other = "dora_wd" if decomposes else "bypass_mode"
             yield _problem(f"`{name}` is {settings[name]} beside `{other}`", why, f"Remove `{name}` or `{other}`.")
 

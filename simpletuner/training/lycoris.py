@@ -6,9 +6,7 @@ The library chooses the layers and holds the matrices. How they are added is our
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import io
 import json
 import logging
 import re
@@ -59,6 +57,7 @@ class Lycoris:
         for module in self._network.loras:
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(getattr(torch, run.dtypes.trained))
+            module.bypass_mode = False  # how the library answers if it is asked; we ask only to rebuild
             layer = module.org_module[0]
             layer.forward = partial(self._answer, module, layer.forward)
             self._network.add_module(module.lora_name, module)
@@ -130,12 +129,23 @@ class Lycoris:
         """What a layer with an adapter answers. Stands in the place of its `forward`, as the library's would."""
         if not self._is_enabled:
             return original(x, *others, **named)
-        # What is dropped counts nothing, but is there: ranks wait for the gradient of every weight.
-        dropped = module.training and module.module_dropout and torch.rand(1).item() < module.module_dropout
-        module.multiplier = 0.0 if dropped else self._settings["multiplier"]
         if self._rebuilds and not _is_whole_weight(module):
             return module.forward(x, *others, **named)
-        return original(x, *others, **named) + _added(module, x)
+        added = _added(module, x)
+        return original(x, *others, **named) + (self._thinned(added, module.module_type) if module.training else added)
+
+    def _thinned(self, added: Tensor, module_type: str) -> Tensor:
+        """The three dropouts. The library's own fail, or are passed over, for some algorithms and inputs (4.1.3)."""
+        settings = self._settings
+        if share := settings.get("rank_dropout"):  # whole rows of D, for all samples
+            axis = added.ndim - 1 if module_type == "linear" else 1
+            kept = torch.rand(added.shape[axis], device=added.device) >= share
+            added = added * kept.to(added.dtype).view(-1, *[1] * (added.ndim - 1 - axis))
+        if share := settings.get("dropout"):
+            added = nn.functional.dropout(added, share)
+        if (share := settings.get("module_dropout")) and torch.rand(1).item() < share:
+            added = added * 0.0  # not left out: ranks wait for the gradient of every weight
+        return added
 
 
 def _added(module: Any, x: Tensor) -> Tensor:
@@ -147,12 +157,12 @@ def _added(module: Any, x: Tensor) -> Tensor:
         return module.op(x, (module.weight * module.multiplier).to(x.dtype), bias, **module.kw_dict)
     if module.kw_dict.get("groups", 1) == 1:
         return module.bypass_forward_diff(x, scale=module.multiplier)
-    # Of a grouped convolution the library can only rebuild the weight (4.1.3).
+    # Beside a grouped convolution the library can only rebuild the weight (4.1.3).
     if isinstance(module, LoConModule):
         weight = module.make_weight(x.device) * module.scale
     else:
         weight = module.get_weight(module.shape) * module.scalar
-    return module.drop(module.op(x, (weight * module.multiplier).to(x.dtype), None, **module.kw_dict))
+    return module.op(x, (weight * module.multiplier).to(x.dtype), None, **module.kw_dict)
 
 
 def _is_whole_weight(module: Any) -> bool:
@@ -166,16 +176,7 @@ def _build(settings: Mapping[str, Any], denoiser: nn.Module) -> Any:
     require("lycoris", option="lora_type=lycoris", extra="lycoris")
     from lycoris import LycorisNetwork
 
-    wanted = {
-        "multiplier",
-        "dropout",
-        "rank_dropout",
-        "module_dropout",
-        "use_tucker",
-        "factor",
-        "full_matrix",
-        "decompose_both",
-    }
+    wanted = ("multiplier", "use_tucker", "factor", "full_matrix", "decompose_both")
     given = {key: value for key, value in settings.items() if key in wanted}
     with _preset(_with_subclasses(settings["apply_preset"], denoiser)), _silent():
         return LycorisNetwork(
@@ -231,13 +232,12 @@ def _preset(preset: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The library logs and prints to stdout; what matters of it we say ourselves."""
+    """The library logs to stdout; what matters of it we say ourselves."""
     log = logging.getLogger("LyCORIS")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         log.setLevel(level)
 

@@ -78,6 +78,29 @@ class Family:
         self.save_denoiser(weights, folder)
 
 
+def answer(denoiser: nn.Module) -> Tensor:
+    """What a denoiser says of one fixed question."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randn(2, 4, 3, 3, generator=generator),
+        torch.rand(2, generator=generator),
+        torch.randn(2, 4, generator=generator),
+    )
+    return denoiser(*inputs)
+
+
+def base_answer(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Frozen as under an adapter: torch's CPU kernels for frozen and for trained weights differ in the last bit."""
+    return answer(Family().load_denoiser(dtype).requires_grad_(False))
+
+
+def stir(tuning: Any, strength: float = 1.0) -> None:
+    """Move everything that is trained."""
+    with torch.no_grad():
+        for parameter in tuning.parameters().values():
+            parameter.add_(strength * torch.randn(parameter.shape).to(parameter))
+
+
 def make_batch(epoch: int, index: int, *, slot: int = 0, slots: int = 2, is_regularisation: bool = False) -> Batch:
     """Two samples that follow from (epoch, index) alone."""
     generator = torch.Generator().manual_seed(1000 * epoch + index)
