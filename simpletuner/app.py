@@ -90,6 +90,8 @@ def train(run: Run) -> Path:
         denoiser = family.load_denoiser()
         quantise_base(run, family, denoiser, device=engine.device, tell=tell)
         tuning = build_tuning(family, denoiser, run)
+        for line in tuning.notices:
+            tell(Notice(line))
         batches = Batches(
             stream, sets, latents, prompts, family.collate,
             seed=run.training.seed, dropout=run.training.caption_dropout_probability,

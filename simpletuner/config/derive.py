@@ -92,6 +92,8 @@ def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Ite
         yield f"model_flavour is {values['model_flavour']}: no model was named."
     if {"model_flavour", "pretrained_model_name_or_path"} <= written:
         yield f"pretrained_model_name_or_path wins over the flavour {values['model_flavour']}."
+    if values["model_type"] == "lora" and values["lora_type"] == "lycoris" and values["lycoris_config"] is None:
+        yield "lycoris_config is not set: LoKr of factor 16 with whole factors, in attention and feed-forward layers."
     yield from _length_notices(values, is_written=bool(known.values["max_train_steps"]))
 
 

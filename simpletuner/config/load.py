@@ -79,7 +79,9 @@ def parse(argv: Sequence[str], *, families: Mapping[str, FamilyFacts], environ: 
 def build(parsed: Parsed, hardware: Hardware) -> Run:
     """Defaults layered beneath what was written, and everything judged. Raises ConfigError."""
     run = compose(parsed.family, parsed.given, parsed.entries, hardware, parsed.config_path, parsed.notices)
-    refused, warnings = rules.judge(run, [*rules.check(run), *parsed.family.check(run)])
+    refused, warnings = rules.judge(
+        run, [*rules.check(run), *rules.check_adapter(run, parsed.family), *parsed.family.check(run)]
+    )
     if refused:
         raise ConfigError(refused)
     return replace(run, notices=(*run.notices, *warnings))
@@ -90,7 +92,9 @@ def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> 
     given = parsed.given if knows_family else {**parsed.given, "model_family": Given("", "", "")}
     entries = tuple(entry for entry in parsed.entries if entry.is_whole)
     run = compose(parsed.family, given, entries, Hardware(), parsed.config_path, ())
-    found = [*rules.check(run), *(parsed.family.check(run) if knows_family else ())]
+    found = [*rules.check(run)]
+    if knows_family:
+        found += [*rules.check_adapter(run, parsed.family), *parsed.family.check(run)]
     at_fault = {problem.option for problem in known}
     if any("." in option for option in at_fault):
         at_fault.add("data_backend_config")  # a set that could not be read is not a set that is not there

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.lycoris import lycoris_problems
 from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
+from simpletuner.config.vocabulary import FamilyFacts
 from simpletuner.errors import Problem, missing
 
-__all__ = ["check", "judge"]
+__all__ = ["check", "check_adapter", "judge"]
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """What torch.compile may call."""
@@ -48,6 +50,22 @@ def check(run: Run) -> Iterator[Problem]:
         yield from _sizes(dataset)
         yield from _crops(dataset)
         yield from _discovery(dataset)
+
+
+def check_adapter(run: Run, family: FamilyFacts) -> Iterator[Problem]:
+    """What a family's layers have to say to the adapter that is asked for."""
+    adapter = run.adapter
+    if run.model.model_type != "lora":
+        return
+    if adapter.lora_type == "standard" and adapter.lora_target_preset not in family.adapter_presets:
+        near = nearest(adapter.lora_target_preset, family.adapter_presets)
+        what = f'Unknown `lora_target_preset` "{adapter.lora_target_preset}".'
+        why = f"{run.model.model_family} has: {', '.join(family.adapter_presets)}."
+        yield Problem("lora_target_preset", what, why, f'Did you mean "{near}"?' if near else "Take one of these.")
+    if adapter.peft_lora_target_modules == ():
+        what = "`peft_lora_target_modules` is an empty list."
+        yield Problem("peft_lora_target_modules", what, "no layer would get an adapter.", "Name layers, or remove it.")
+    yield from lycoris_problems(run, family.lycoris_presets)
 
 
 def _flow(run: Run) -> Iterator[Problem]:

@@ -120,9 +120,11 @@ def read_value(option: Option, value: Any) -> Any:
     if value.strip().lower() in option.choices:
         return value.strip().lower()
     if str in types:
-        is_list = value.lstrip().startswith("[") and any(get_origin(kind) is tuple for kind in types)
-        items = _json(value, list) if is_list else None
-        return value if items is None else items
+        for opening, kind in (("[", list), ("{", dict)):
+            accepted = any((get_origin(member) or member) is (tuple if kind is list else dict) for member in types)
+            if accepted and value.lstrip().startswith(opening) and (read := _json(value, kind)) is not None:
+                return read
+        return value
     for kind in types:
         read = _READERS.get(get_origin(kind) or kind)
         if read is not None and (result := read(value, kind)) is not None:

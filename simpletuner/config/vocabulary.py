@@ -23,6 +23,8 @@ class FamilyFacts(Protocol):
     flavours: Mapping[str, Any]
     default_flavour: str
     defaults: Mapping[str, Any]
+    adapter_presets: Mapping[str, tuple[str, ...]]
+    lycoris_presets: Mapping[str, tuple[str, ...]]
     Options: type[Section]
 
     def check(self, run: Run) -> Iterable[Problem]:

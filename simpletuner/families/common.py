@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER_FILE",
     "adapter_alpha",
+    "adapter_file",
     "alignment_px",
     "evaluating",
     "load_adapter",
     "load_quantised",
     "load_scheduler",
     "load_whole",
+    "lycoris_usage",
     "on_loan",
     "quiet",
     "read_weights",
@@ -197,6 +199,11 @@ def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
     weights = {}
     for name, tensor in load_file(file).items():
         prefix = next((prefix for prefix in prefixes if name.startswith(f"{prefix}.")), None)
+        if name.startswith("lycoris_"):
+            raise UserError(
+                f"`{file}` is a LyCORIS adapter, not a LoRA: it holds `{name}`.",
+                mend='set "lora_type" to "lycoris", with the `lycoris_config.json` beside the file as "lycoris_config".',
+            )
         if prefix is None or ".lora_" not in name:
             raise UserError(
                 f"`{file}` is not a LoRA of this model: it holds `{name}`.",
@@ -265,6 +272,21 @@ def usage(pipeline: str, repository: Repository, result: Path, arguments: str) -
         f"from diffusers import {pipeline}",
         f"pipeline = {pipeline}.from_pretrained({repository.arguments if is_adapter else repr(str(result))})",
         *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
+        f"pipeline({arguments}).images[0].save('picture.png')",
+    ]
+    return "\n".join(lines)
+
+
+def lycoris_usage(
+    pipeline: str, repository: Repository, result: Path, arguments: str, component: str, multiplier: float
+) -> str:
+    """The same for a LyCORIS adapter, which the library puts into the pipeline's denoiser."""
+    lines = [
+        f"from diffusers import {pipeline}",
+        "from lycoris import create_lycoris_from_weights",
+        f"pipeline = {pipeline}.from_pretrained({repository.arguments})",
+        f"network, _ = create_lycoris_from_weights({multiplier:g}, {str(result)!r}, pipeline.{component})",
+        "network.apply_to()",
         f"pipeline({arguments}).images[0].save('picture.png')",
     ]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from simpletuner.config.lycoris import effective
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place, Prompt, Recipe
@@ -35,6 +36,8 @@ PROMPT_TOKENS = 300
 FP16_ONLY = "weights for fp16 or fp32 only"
 NO_BF16: Mapping[str, Any] = {"mixed_precision": "no"}
 DENOISER = "transformer"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("conv_inverted", "conv_point")
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
@@ -65,7 +68,18 @@ class Sana(ModelFamily):
         "sana1.0-600m-1024": Flavour("Efficient-Large-Model/Sana_600M_1024px_diffusers", 1024, FP16_ONLY, NO_BF16),
         "sana1.0-600m-512": Flavour("Efficient-Large-Model/Sana_600M_512px_diffusers", 512, FP16_ONLY, NO_BF16),
     }
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "self-attention": tuple(f"attn1.{name}" for name in ATTENTION),
+        "cross-attention": tuple(f"attn2.{name}" for name in ATTENTION),
+        "feed-forward": FEED_FORWARD,
+        "full": (*ATTENTION, *FEED_FORWARD, "linear_1", "linear_2", "time_embed.linear", "patch_embed.proj", "proj_out"),
+    }
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn-only": ("Attention",),
+        "attn-mlp": ("Attention", "GLUMBConv"),
+        "full": ("Linear", "Conv2d"),
+    }
     kept_whole: ClassVar[tuple[str, ...]] = ("patch_embed*", "time_embed*", "caption_*", "norm*", "*.norm*", "proj_out")
     defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
     Options: ClassVar[type[Section]] = SanaOptions
@@ -231,7 +245,11 @@ class Sana(ModelFamily):
         settings = f"height={edge_px}, width={edge_px}, use_resolution_binning=False"
         if (guidance := self.run.validation.validation_guidance) is not None:  # as the gallery, so that it looks like it
             settings += f", guidance_scale={guidance:g}"
-        return common.usage("SanaPipeline", self.repository, result, f"{prompt!r}, {settings}")
+        arguments = f"{prompt!r}, {settings}"
+        if self.run.model.model_type == "lora" and self.run.adapter.lora_type == "lycoris":
+            multiplier = effective(self.run.adapter, self.lycoris_presets)["multiplier"]
+            return common.lycoris_usage("SanaPipeline", self.repository, result, arguments, DENOISER, multiplier)
+        return common.usage("SanaPipeline", self.repository, result, arguments)
 
     def shot_defaults(self) -> tuple[float, int]:
         return 4.5, 20  # the stock pipeline's own

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
+from simpletuner.config.lycoris import settings_of
 from simpletuner.config.resolved import flat
 from simpletuner.config.run import Run
+from simpletuner.config.sections import Adapter
 from simpletuner.data.ranks import together
 from simpletuner.errors import RunError, UserError
 from simpletuner.events import Notice, Saved, Tell
@@ -80,7 +82,8 @@ class Checkpoints:
             with averaged(trainer.optimizer, trainer.tuning.parameters()):
                 made = trainer.tuning.save_result(folder)
             result = self._output_dir / made.name
-            move_into_place(made, result)
+            for path in sorted(folder.iterdir(), key=lambda path: path == made):  # what lies beside it first
+                move_into_place(path, self._output_dir / path.name)
             if trainer.ema is not None:
                 with trainer.ema.applied():
                     trainer.tuning.save_result(folder / EMA)
@@ -116,8 +119,21 @@ def fixed_facts(run: Run) -> dict[str, Any]:
         "mixed_precision": run.precision.mixed_precision,
     }
     if run.model.model_type == "lora":
-        facts |= {"lora_type": run.adapter.lora_type, "lora_rank": run.adapter.lora_rank}
+        facts |= {"lora_type": run.adapter.lora_type}
+        facts |= _lycoris_facts(run) if run.adapter.lora_type == "lycoris" else _lora_facts(run.adapter)
     return facts
+
+
+def _lora_facts(adapter: Adapter) -> dict[str, Any]:
+    facts: dict[str, Any] = {"lora_rank": adapter.lora_rank, "use_dora": adapter.use_dora}
+    if adapter.peft_lora_target_modules is None:
+        return facts | {"lora_target_preset": adapter.lora_target_preset}
+    return facts | {"peft_lora_target_modules": sorted(adapter.peft_lora_target_modules)}
+
+
+def _lycoris_facts(run: Run) -> dict[str, Any]:
+    free = {"multiplier", "dropout", "rank_dropout", "module_dropout", "bypass_mode"}
+    return {f"lycoris_config.{key}": value for key, value in settings_of(run.adapter).items() if key not in free}
 
 
 def whole_checkpoints(output_dir: Path) -> list[Checkpoint]:

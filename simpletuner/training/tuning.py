@@ -1,4 +1,4 @@
-"""What is trained and how it lies on disk: a LoRA beside the frozen base, or every weight of the denoiser."""
+"""What is trained and how it lies on disk: an adapter beside the frozen base (LoRA, LyCORIS), or the whole denoiser."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from simpletuner.config.run import Run
 from simpletuner.families.base import ModelFamily, StateDict
 from simpletuner.training.full import Full
 from simpletuner.training.lora import Lora
+from simpletuner.training.lycoris import Lycoris
 
 __all__ = ["Tuning", "build_tuning"]
 
@@ -22,6 +23,11 @@ class Tuning(Protocol):
 
     keeps_base: bool
     """Whether the untouched base can be asked at any time (`disabled`)."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should be told of how it was built."""
+        ...
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves."""
@@ -58,4 +64,6 @@ class Tuning(Protocol):
 
 def build_tuning(family: ModelFamily, denoiser: nn.Module, run: Run) -> Tuning:
     """Make `denoiser` trainable as the run asks."""
-    return Lora(family, denoiser, run) if run.model.model_type == "lora" else Full(family, denoiser, run)
+    if run.model.model_type == "full":
+        return Full(family, denoiser, run)
+    return Lycoris(family, denoiser, run) if run.adapter.lora_type == "lycoris" else Lora(family, denoiser, run)

@@ -28,7 +28,7 @@ def test_a_condition_is_read_as_it_is_written(when: str, expected: bool) -> None
 
 def test_a_written_option_that_is_not_obeyed_is_told(project: Project) -> None:
     notices = project.run("model_type=full", "lora_rank=8").notices
-    assert "`lora_rank` has no effect here: it is obeyed only with model_type=lora." in notices
+    assert "`lora_rank` has no effect here: it is obeyed only with model_type=lora and lora_type=standard." in notices
 
 
 def test_a_datasets_key_that_is_not_obeyed_is_told_with_its_dataset(project: Project) -> None:

@@ -30,7 +30,7 @@ def test_the_reference_names_every_option() -> None:
 def test_a_row_shows_type_default_condition_level_and_help() -> None:
     rows = [line for line in markdown(FAMILIES).splitlines() if line.startswith("| `lora_rank`")]
     assert rows == [
-        "| `lora_rank` | whole number, at least 1 | `16` | model_type=lora | essential "
+        "| `lora_rank` | whole number, at least 1 | `16` | model_type=lora and lora_type=standard | essential "
         "| Width of the low-rank matrices. 4-32 for a style or a subject, 64-128 for many concepts. |"
     ]
 

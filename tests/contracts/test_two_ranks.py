@@ -33,7 +33,14 @@ from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import build_tuning
 
-TUNINGS = ("lora", "full")
+TUNINGS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_dropout": 0.1},
+    "full": {"model_type": "full"},
+    "lokr": {
+        "lora_type": "lycoris",
+        "lycoris_config": {"algo": "lokr", "linear_dim": 2, "factor": 4, "dropout": 0.1, "module_dropout": 0.2},
+    },
+}
 STEPS = 3
 
 
@@ -67,8 +74,7 @@ def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
         model_family=name,
         family=find()[name].Options(),
         pretrained_model_name_or_path=repository,
-        model_type=tuning,
-        lora_dropout=0.1,
+        **TUNINGS[tuning],
         learning_rate=1e-3,
         lr_scheduler="linear",
         lr_warmup_steps=1,

@@ -254,7 +254,7 @@ def test_bf16_weights_take_float32_adapters_without_autocast(make_run, embeds):
     family = Sana(make_run("sana", dtypes=BF16))
     denoiser = family.load_denoiser()
     assert {weight.dtype for weight in denoiser.parameters()} == {torch.bfloat16}
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=list(family.adapter_targets)), denoiser)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=list(family.adapter_presets["attention"])), denoiser)
     for name, weight in denoiser.named_parameters():
         if "lora_" in name:
             weight.data = weight.data.float()
@@ -371,7 +371,9 @@ def adapted(family: Sana, alpha: int) -> tuple[torch.nn.Module, LoraConfig]:
     """A denoiser with an adapter that does something, its alpha not its rank."""
     torch.manual_seed(0)
     denoiser = family.load_denoiser()
-    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=list(family.adapter_targets), init_lora_weights=False)
+    config = LoraConfig(
+        r=2, lora_alpha=alpha, target_modules=list(family.adapter_presets["attention"]), init_lora_weights=False
+    )
     return inject_adapter_in_model(config, denoiser), config
 
 
