@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from training_fakes import Family, Group, Stream, Told, make_run, trainer_of
 
+from simpletuner.app import quantise_base
+from simpletuner.config.catalogue import PRECISIONS
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
@@ -33,7 +35,8 @@ from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import build_tuning
 
-TUNINGS = ("lora", "full")
+TUNINGS = ("lora", "full", "int4-quanto")
+"""The last is a LoRA over a base of four bits, whose weights cannot be broadcast."""
 STEPS = 3
 
 
@@ -67,7 +70,8 @@ def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
         model_family=name,
         family=find()[name].Options(),
         pretrained_model_name_or_path=repository,
-        model_type=tuning,
+        model_type="full" if tuning == "full" else "lora",
+        base_model_precision=tuning if tuning in PRECISIONS else "no_change",
         lora_dropout=0.1,
         learning_rate=1e-3,
         optimizer_config={"eps": 1e-2},  # else Adam turns the last bit of a gradient near zero into a whole step
@@ -80,6 +84,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     family, told = find()[name](run), Told()
     gradients: dict[str, torch.Tensor] = {}
     denoiser = family.load_denoiser()
+    quantise_base(run, family, denoiser, device=engine.device, tell=told)
     tuning = build_tuning(family, denoiser, run)
     stream = FamilyStream(family, engine.rank, engine.ranks)
     trainer = Trainer(run, engine, family, denoiser, tuning, stream, [], told, steps=STEPS)
