@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Run
@@ -25,7 +25,6 @@ from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.networks.quantise import quantise
 from simpletuner.preflight import length_of, open_sets, plan_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
@@ -34,12 +33,9 @@ from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
 from simpletuner.training.staging import locked
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.tuning import build_tuning
+from simpletuner.training.tuning import load_tuned
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__ = ["quantise_base", "train"]
+__all__ = ["train"]
 
 
 def train(run: Run) -> Path:
@@ -87,11 +83,7 @@ def train(run: Run) -> Path:
         steps = length_of(run, stream, ranks=engine.ranks).steps
         together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
-        denoiser = family.load_denoiser()
-        quantise_base(run, family, denoiser, device=engine.device, tell=tell)
-        tuning = build_tuning(family, denoiser, run)
-        for line in tuning.notices:
-            tell(Notice(line))
+        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
         batches = Batches(
             stream, sets, latents, prompts, family.collate,
             seed=run.training.seed, dropout=run.training.caption_dropout_probability,
@@ -105,16 +97,6 @@ def train(run: Run) -> Path:
         trainer.fit()
         tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
     return folder
-
-
-def quantise_base(run: Run, family: ModelFamily, denoiser: nn.Module, *, device: str, tell: Tell) -> None:
-    """Store the frozen base as `base_model_precision` says, in place. Raises UserError if it has no layer for that format."""
-    precision = run.precision.base_model_precision
-    if precision == "no_change":
-        return
-    place = device if run.precision.quantize_via == "accelerator" else "cpu"
-    outcome = quantise(denoiser, precision, keep=family.kept_whole, device=place)
-    tell(Notice(f"base_model_precision {precision}: {outcome.summary}."))
 
 
 def closing_words(

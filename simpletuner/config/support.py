@@ -5,10 +5,9 @@ One list serves three readers: the rules refuse by it, the tests train by it, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any, get_args
 
 from simpletuner.config import rules
@@ -74,7 +73,7 @@ def run_of(family: FamilyFacts, name: str, options: Mapping[str, Any], hardware:
 def refusals(family: FamilyFacts, name: str, options: Mapping[str, Any], hardware: Hardware) -> list[Problem]:
     """Why these options do not go together on this hardware; none if they do."""
     run = run_of(family, name, options, hardware)
-    found = [*rules.check(replace(run, config_path=Path())), *family.check(run)]
+    found = [*rules.check(run), *rules.check_adapter(run, family), *family.check(run)]
     return [problem for problem in found if problem.option != "data_backend_config"]
 
 
@@ -88,8 +87,3 @@ def cover(wanted: list[Cell]) -> list[Cell]:
         chosen.append(best)
         missing -= best.pairs
     return chosen
-
-
-def names_of(cells_: Iterator[Cell]) -> list[str]:
-    """For messages."""
-    return [str(cell) for cell in cells_]

@@ -10,12 +10,14 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
+from simpletuner.events import Notice, Tell
 from simpletuner.families.base import ModelFamily, StateDict
+from simpletuner.networks.quantise import quantise
 from simpletuner.training.full import Full
 from simpletuner.training.lora import Lora
 from simpletuner.training.lycoris import Lycoris
 
-__all__ = ["Tuning", "build_tuning"]
+__all__ = ["Tuning", "build_tuning", "load_tuned"]
 
 
 class Tuning(Protocol):
@@ -60,6 +62,23 @@ class Tuning(Protocol):
     def save_result(self, folder: Path) -> Path:
         """Write the weights as stock pipelines load them; returns the file or folder."""
         ...
+
+
+def load_tuned(family: ModelFamily, run: Run, *, device: str, tell: Tell) -> tuple[nn.Module, Tuning]:
+    """The denoiser, its frozen weights stored as `base_model_precision` says, and what is trained of it.
+
+    Raises UserError if the denoiser has no layer for that format, or none for the adapter.
+    """
+    denoiser = family.load_denoiser()
+    precision = run.precision
+    if precision.base_model_precision != "no_change":
+        place = device if precision.quantize_via == "accelerator" else "cpu"
+        outcome = quantise(denoiser, precision.base_model_precision, keep=family.kept_whole, device=place)
+        tell(Notice(f"base_model_precision {precision.base_model_precision}: {outcome.summary}."))
+    tuning = build_tuning(family, denoiser, run)
+    for line in tuning.notices:
+        tell(Notice(line))
+    return denoiser, tuning
 
 
 def build_tuning(family: ModelFamily, denoiser: nn.Module, run: Run) -> Tuning:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from training_fakes import Family, Group, Stream, Told, make_run, trainer_of
 
+from simpletuner.config.catalogue import PRECISIONS
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
@@ -31,11 +32,12 @@ from simpletuner.families import find
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.tuning import build_tuning
+from simpletuner.training.tuning import load_tuned
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.1},
     "full": {"model_type": "full"},
+    "int4": {"lora_dropout": 0.1, "base_model_precision": "int4-quanto"},
     "lokr": {
         "lora_type": "lycoris",
         "lycoris_config": {"algo": "lokr", "linear_dim": 2, "factor": 4, "dropout": 0.1, "module_dropout": 0.2},
@@ -89,8 +91,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     family, told = find()[name](run), Told()
     gradients: dict[str, torch.Tensor] = {}
     rates: list[float] = []
-    denoiser = family.load_denoiser()
-    tuning = build_tuning(family, denoiser, run)
+    denoiser, tuning = load_tuned(family, run, device=engine.device, tell=told)
     stream = FamilyStream(family, engine.rank, engine.ranks)
     trainer = Trainer(run, engine, family, denoiser, tuning, stream, [], told, steps=STEPS)
     step = trainer.optimizer.step

@@ -21,8 +21,8 @@ from simpletuner.families import find
 from simpletuner.training.checkpoints import Checkpoints, find_checkpoint, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.tuning import prepare_denoiser
-from tests.training.training_fakes import Group, Told
+from simpletuner.training.tuning import load_tuned
+from training_fakes import Group, Told
 
 STEPS = 3
 MACHINE = Hardware()
@@ -77,7 +77,7 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
     found = find_checkpoint(run, told)
     with Engine(run) as engine:
         family = find()[name](run)
-        denoiser, tuning = prepare_denoiser(family, run, engine.device, told)
+        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=told)
         trainer = Trainer(
             run, engine, family, denoiser, tuning, Pictures(name, repository), [Checkpoints(run, {})], told, steps=STEPS
         )
@@ -112,7 +112,9 @@ def test_it_trains_saves_and_goes_on_as_if_unbroken(
 def test_what_is_refused_is_refused_with_reason_and_mend(name: str) -> None:
     for cell in set(cells()) - set(supported(name)):
         for problem in refusals(find()[name], name, cell.options, MACHINE):
-            assert problem.what and problem.why and problem.mend, cell
+            assert problem.what, cell
+            assert problem.why, cell
+            assert problem.mend, cell
 
 
 @pytest.mark.parametrize("name", find())
