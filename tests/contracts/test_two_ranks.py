@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 from training_fakes import Family, Group, Stream, Told, make_run, trainer_of
 
-from simpletuner.config.catalogue import PRECISIONS
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_fakes import Group, Told
 
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.support import Cell, cells, cover, refusals, run_of
@@ -22,9 +23,9 @@ from simpletuner.training.checkpoints import Checkpoints, find_checkpoint, resto
 from simpletuner.training.engine import Engine
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import load_tuned
-from training_fakes import Group, Told
 
 STEPS = 3
+CONFIG: dict[str, Any] = {"data_backend_config": []}
 MACHINE = Hardware()
 
 
@@ -79,11 +80,11 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
         family = find()[name](run)
         denoiser, tuning = load_tuned(family, run, device=engine.device, tell=told)
         trainer = Trainer(
-            run, engine, family, denoiser, tuning, Pictures(name, repository), [Checkpoints(run, {})], told, steps=STEPS
+            run, engine, family, denoiser, tuning, Pictures(name, repository), [Checkpoints(run, CONFIG)], told, steps=STEPS
         )
         before = tuning.weights()
         if found is not None:
-            restore(found, trainer, {})
+            restore(found, trainer, CONFIG)
         trainer.fit()
         return before, tuning.weights(), told
 
