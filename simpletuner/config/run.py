@@ -17,6 +17,7 @@ from simpletuner.config.sections import (
     Flow,
     Memory,
     Model,
+    Objective,
     Optimizer,
     Precision,
     Reporting,
@@ -67,6 +68,7 @@ class Run:
     precision: Precision
     memory: Memory
     flow: Flow
+    objective: Objective
     data: Data
     checkpointing: Checkpointing
     validation: Validation

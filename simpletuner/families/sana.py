@@ -6,6 +6,7 @@ Shape letters:  B batch,  C latent channels,  H W latent rows and columns,  L to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Sana", "SanaOptions"]
 
 PROMPT_TOKENS = 300
+TOKENS_STEP = 32
+"""Padded prompts have a multiple of so many tokens: few shapes, and what attention kernels are quick with."""
 FP16_ONLY = "weights for fp16 or fp32 only"
 NO_BF16: Mapping[str, Any] = {"mixed_precision": "no"}
 DENOISER = "transformer"
@@ -153,14 +156,19 @@ class Sana(ModelFamily):
         return flow_density(self.run.flow, (rows // patch) * (columns // patch))
 
     def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
-        """Pads each prompt to 300 tokens. Zeros serve: what the mask hides has no weight, whatever it holds."""
+        """Pads prompts to the longest of them and on to a multiple of 32 tokens, at most 300: fewer than the stock pipeline.
+
+        Zeros serve, and so do fewer: what the mask hides is 10,000 lower before the softmax, and then 0 in every format.
+        """
         import torch
         from torch.nn.functional import pad
 
         prompts = [embed["prompt_LD"] for embed in embeds]
+        longest = max(len(prompt_LD) for prompt_LD in prompts)
+        tokens = min(PROMPT_TOKENS, math.ceil(longest / TOKENS_STEP) * TOKENS_STEP)
         return {
-            "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, PROMPT_TOKENS - len(prompt_LD))) for prompt_LD in prompts]),
-            "mask_BL": torch.stack([(torch.arange(PROMPT_TOKENS) < len(prompt_LD)).long() for prompt_LD in prompts]),
+            "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, tokens - len(prompt_LD))) for prompt_LD in prompts]),
+            "mask_BL": torch.stack([(torch.arange(tokens) < len(prompt_LD)).long() for prompt_LD in prompts]),
         }
 
     def predict(self, denoiser: Any, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
@@ -196,10 +204,10 @@ class Sana(ModelFamily):
             rows, columns = noise_1CHW.shape[-2:]
             prompts = {}
             roles = {"": cond, "negative_": uncond} if shot.guidance > 1 else {"": cond}
-            for role, embeds in roles.items():
-                batch = self.collate([embeds], [])
-                prompts[f"{role}prompt_embeds"] = batch["prompt_BLD"].to(device)
-                prompts[f"{role}prompt_attention_mask"] = batch["mask_BL"].to(device)
+            batch = self.collate(list(roles.values()), [])  # together: the pipeline joins them, which takes one length
+            for place, role in enumerate(roles):
+                prompts[f"{role}prompt_embeds"] = batch["prompt_BLD"][place : place + 1].to(device)
+                prompts[f"{role}prompt_attention_mask"] = batch["mask_BL"][place : place + 1].to(device)
             with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
                 return pipeline(
                     **prompts,

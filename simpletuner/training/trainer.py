@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
-from simpletuner.diffusion.objective import l2
+from simpletuner.diffusion.objective import perturbation, sample_loss
 from simpletuner.errors import Interrupted
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
@@ -107,13 +107,20 @@ class Trainer:
         density = self.family.density((x0_BCHW.shape[-2], x0_BCHW.shape[-1]))
         t_B = self.engine.to_device(density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float())
         noise_BCHW = torch.randn_like(x0_BCHW)
-        x_BCHW = self.family.process.diffuse(x0_BCHW, noise_BCHW, t_B)
+        x_BCHW = self.family.process.diffuse(x0_BCHW, self._perturbed(noise_BCHW), t_B)
         if batch.is_regularisation and self.tuning.keeps_base:
             with self.tuning.disabled(), torch.no_grad():
                 target_BCHW = self.predict(x_BCHW, t_B, cond)
         else:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
-        return l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
+        answer_BCHW = self.predict(x_BCHW, t_B, cond)
+        flow_time_B = self.family.process.flow_time(t_B)
+        return sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+
+    def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
+        """The noise that the input is made with. Without perturbation nothing is drawn: all other draws stay what they were."""
+        share = perturbation(self.run.objective, self.state.step)
+        return noise_BCHW + share * torch.randn_like(noise_BCHW) if share else noise_BCHW
 
     def _build_ema(self) -> Ema | None:
         options = self.run.ema

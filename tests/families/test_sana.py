@@ -127,6 +127,43 @@ def test_the_denoiser_answers_trimmed_prompts_as_whole_ones(sana, stock):
         assert torch.equal(sana.predict(denoiser, x, t, trimmed), whole)
 
 
+@pytest.mark.parametrize(("tokens", "padded"), [([1], 32), ([5, 32], 32), ([33, 2], 64), ([289], 300), ([300, 7], 300)])
+def test_a_batch_is_padded_to_its_longest_prompt_in_steps_of_32_tokens(sana, tokens, padded):
+    cond = sana.collate([{"prompt_LD": torch.ones(length, 4)} for length in tokens], [])
+    assert cond["prompt_BLD"].shape == (len(tokens), padded, 4)
+    assert cond["mask_BL"].sum(1).tolist() == tokens
+    assert torch.equal(cond["prompt_BLD"], cond["mask_BL"][:, :, None].expand(-1, -1, 4).float())
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "tolerance"),
+    [({}, 1e-6), ({"dtypes": AUTOCAST}, 1e-3), ({"dtypes": BF16}, 1e-3)],
+    ids=["fp32", "autocast", "bf16"],
+)
+def test_padding_beyond_the_longest_prompt_alters_no_answer_and_no_gradient(make_run, dtypes, tolerance):
+    """Up to the order in which sums are rounded: a bfloat16 holds three digits."""
+    family = Sana(make_run("sana", model_type="full", **dtypes))
+    denoiser = family.load_denoiser()
+    torch.manual_seed(0)
+    cond = family.collate([{"prompt_LD": 3 * torch.randn(tokens, 32)} for tokens in (5, 37)], [])
+    whole = {name: torch.nn.functional.pad(part, (0, 0) * (part.ndim - 2) + (0, 236)) for name, part in cond.items()}
+    assert (cond["mask_BL"].shape, whole["mask_BL"].shape) == ((2, 64), (2, 300))
+    x, t = torch.randn(2, 32, 4, 4), torch.tensor([0.2, 0.7])
+    answers, gradients = [], []
+    autocast = family.run.dtypes.autocast
+    for batch in (cond, whole):
+        denoiser.zero_grad()
+        with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
+            answers.append(family.predict(denoiser, x, t, batch))
+        (answers[-1].float() * x).sum().backward()
+        # No constant added to all keys can matter: of `to_k.bias` both gradients are rounding noise.
+        wanted = [(name, weight.grad) for name, weight in denoiser.named_parameters() if not name.endswith("to_k.bias")]
+        gradients.append({name: gradient.float() for name, gradient in wanted})
+    assert torch.equal(*answers)
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= tolerance * gradient.norm(), name
+
+
 @pytest.mark.parametrize("written", ['["Improve:", "Prompt: "]', "lines.txt", "lines.json"])
 def test_the_instruction_may_be_json_or_a_file_beside_the_config(make_run, tmp_path, written):
     (tmp_path / "lines.txt").write_text("Improve:\nPrompt: \n")

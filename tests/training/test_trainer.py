@@ -127,7 +127,13 @@ def test_weights_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [{"model_type": "lora"}, {"model_type": "full"}, {"optimizer": "adamw_bf16", "trained": "bfloat16"}]
+    "kind",
+    [
+        {"model_type": "lora"},
+        {"model_type": "full"},
+        {"optimizer": "adamw_bf16", "trained": "bfloat16"},
+        {"loss_type": "huber", "huber_schedule": "exponential", "input_perturbation": 0.1, "input_perturbation_steps": 50},
+    ],
 )
 def test_between_log_points_the_host_never_waits_for_the_device(tmp_path: Path, kind: dict[str, Any]) -> None:
     class Syncs(TorchDispatchMode):

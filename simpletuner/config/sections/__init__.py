@@ -10,6 +10,7 @@ from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.flow import Flow
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
+from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
 from simpletuner.config.sections.reporting import Reporting
@@ -25,6 +26,7 @@ __all__ = [
     "Flow",
     "Memory",
     "Model",
+    "Objective",
     "Optimizer",
     "Precision",
     "Reporting",
@@ -41,6 +43,7 @@ SECTIONS: dict[str, type[Section]] = {
     "precision": Precision,
     "memory": Memory,
     "flow": Flow,
+    "objective": Objective,
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,
