@@ -1,8 +1,8 @@
 """How a weight is written in few bits: the libraries choose scales and codes, what is kept of them are plain tensors.
 
-Plain tensors move, offload and survive DDP like any buffer. The libraries' own tensor classes and kernels each break at some
-of that: torchao 0.18 keeps every decoded weight from forward to backward, optimum-quanto 0.2.7 repacks int4 with loss as
-it moves and compiles C++ at first use, bitsandbytes hides its scales from `.to`.
+Plain tensors move, are offloaded and pass DDP like any buffer. The libraries' own layers fail at one or another: torchao 0.18
+keeps each decoded weight from forward to backward, optimum-quanto 0.2.7 keeps the inputs and cannot be offloaded by
+`tensor.data = ...`, bitsandbytes 0.50 has its scales outside of parameters and buffers.
 Shape letters:  R rows (outputs),  C columns (inputs),  G groups (runs of columns with a scale of their own).
 """
 

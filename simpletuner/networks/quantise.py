@@ -68,7 +68,7 @@ def quantise(model: nn.Module, precision: str, *, keep: Sequence[str] = (), devi
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers; what two names share counts once."""
-    storages = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -268,6 +268,12 @@ def test_other_changes_are_listed(tmp_path: Path) -> None:
     assert any("learning_rate 0.01 -> 0.5" in notice.text for notice in told.of(Notice))
 
 
+def test_another_format_of_the_frozen_base_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """It decides what the base answers, not which tensors there are: listed with the other changes."""
+    trained(make_run(tmp_path), 1)
+    assert find_checkpoint(make_run(tmp_path, base_model_precision="nf4-bnb", base_model_default_dtype="bf16"), Told())
+
+
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
