@@ -71,7 +71,7 @@ def _rate(values: Mapping[str, Any]) -> float:
     if row and row.rate is not None:
         return row.rate
     usual = 1e-4 if values["model_type"] == "lora" else 1e-5
-    return float(f"{usual * row.rate_factor:g}") if row else usual
+    return round(usual * row.rate_factor, 12) if row else usual  # a fifth of 1e-5 would be 2.0000000000000003e-06
 
 
 def _wants_flavour(values: Mapping[str, Any]) -> bool:

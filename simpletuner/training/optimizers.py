@@ -130,7 +130,7 @@ def restore_optimizer(
             _copy({name: parameters[name]}, {name: tensor})
         elif place in own and own[place].shape == tensor.shape and own[place].dtype == tensor.dtype:
             own[place].copy_(tensor)  # in place: it may be a paged buffer, or a part of a quantised one
-        elif states[name].get(key, tensor) is not None:  # None: with its present settings the rule does without
+        else:
             states[name][key] = tensor.to(parameters[name].device)
     for name, facts in scalars.items():
         states[name].update(facts)
