@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -47,7 +47,17 @@ def detect_hardware() -> Hardware:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}:
         return Hardware()
     if torch.cuda.is_available():
-        return Hardware("cuda", has_bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.version.cuda is None:  # ROCm's cards
+            return Hardware("cuda", has_bf16=has_bf16)
+        return Hardware(
+            "cuda",
+            has_bf16=has_bf16,
+            capability=torch.cuda.get_device_capability(),
+            built_for=tuple(torch.cuda.get_arch_list()),
+            cuda_version=torch.version.cuda,
+            name=torch.cuda.get_device_name(),
+        )
     if torch.backends.mps.is_available():
         return Hardware("mps")
     return Hardware()
@@ -103,6 +113,8 @@ class Engine:
         self.device = str(self._accelerator.device)
         self._cpu_group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.ranks > 1 else None
         self._predict: nn.Module | None = None
+        # On the CPU too: float16's range is as small there.
+        self._scaler = torch.amp.GradScaler(self.device.partition(":")[0]) if run.precision.mixed_precision == "fp16" else None
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -192,9 +204,39 @@ class Engine:
         return nullcontext() if last else self._accelerator.no_sync(self._predict)
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients."""
+        """Add this micro-batch's gradients; under fp16 those of a scaled loss, else the small ones would be lost."""
         # Not through accelerate: it divides by an accumulation count of its own, which its launcher may have set.
-        loss.backward()
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the loss's scale off the gradients, before anything looks at them. Once in an optimiser step."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights; under fp16 not if a gradient overflowed, and the scale is then halved.
+
+        All ranks decide alike: they hold the same averaged gradients, in which one rank's overflow is everybody's.
+        """
+        if self._scaler is None:
+            optimizer.step()
+            return
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    @property
+    def scales(self) -> bool:
+        """Whether the loss is scaled, so that a step may be skipped."""
+        return self._scaler is not None
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The scale and how long it has held, for a checkpoint; empty where nothing is scaled."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def restore_scaler(self, state: Mapping[str, Any]) -> None:
+        """Go on with the scale that `scaler_state` gave."""
+        if self._scaler is not None:
+            self._scaler.load_state_dict(dict(state))
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """The global gradient norm, after which it is at most `max_norm` (0: as it is). Stays on the device."""

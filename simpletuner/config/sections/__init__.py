@@ -7,6 +7,7 @@ from simpletuner.config.sections.adapter import Adapter
 from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
 from simpletuner.config.sections.optimizer import Optimizer
@@ -21,6 +22,7 @@ __all__ = [
     "Checkpointing",
     "Data",
     "Flow",
+    "Kernels",
     "Memory",
     "Model",
     "Optimizer",
@@ -37,6 +39,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optimizer": Optimizer,
     "precision": Precision,
     "memory": Memory,
+    "kernels": Kernels,
     "flow": Flow,
     "data": Data,
     "checkpointing": Checkpointing,
