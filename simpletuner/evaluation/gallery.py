@@ -98,7 +98,7 @@ class Gallery:
         generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
         with generators, torch.no_grad():
             latents = []
-            with model, trainer.family.sampler(trainer.denoiser, device) as sample:
+            with model, trainer.engine.attention(), trainer.family.sampler(trainer.denoiser, device) as sample:
                 for done, shot in enumerate(shots.values()):
                     trainer.tell(Progress(task, done, len(shots), "pictures"))
                     cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))

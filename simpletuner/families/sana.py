@@ -246,16 +246,31 @@ class Sana(ModelFamily):
                 yield Problem(
                     option_name, f"`{option_name}` begins like a list, but: {error}", mend="write a JSON list of lines."
                 )
+        flavour = cls.chosen(run)
+        if flavour is not None and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
+            yield Problem(
+                "mixed_precision",
+                f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
+                why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
+                mend='set "mixed_precision" to "fp16" or "no", or choose a 1.6B or 4.8B flavour.',
+            )
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        flavour = cls.chosen(run)
+        if run.precision.mixed_precision == "fp16" and (flavour is None or flavour.note != FP16_ONLY):
+            yield (
+                "mixed_precision is fp16: Sana's newer weights were trained in bf16, whose range is wider. Where the card has "
+                "bf16, prefer it; steps that overflow are skipped and counted."
+            )
+
+    @classmethod
+    def chosen(cls, run: Run) -> Flavour | None:
+        """The flavour that is trained, if it is one of ours, by name or by repository."""
         path = run.model.pretrained_model_name_or_path
-        for name, flavour in cls.flavours.items():
-            is_chosen = flavour.repository == path if path else name == run.model.model_flavour
-            if is_chosen and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
-                yield Problem(
-                    "mixed_precision",
-                    f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
-                    why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
-                    mend='set "mixed_precision" to "no", or choose a 1.6B or 4.8B flavour.',
-                )
+        if path:
+            return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None)
+        return cls.flavours.get(run.model.model_flavour or cls.default_flavour)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from simpletuner.config.run import Hardware, Run
 from simpletuner.data.samples import Cond
 from simpletuner.errors import Interrupted, RunError, UserError
 from simpletuner.families.base import ModelFamily
+from simpletuner.networks.attention import preferring
+from simpletuner.networks.compiling import compile_blocks
 from simpletuner.training.jobs import Asked
 
 __all__ = ["Engine", "Predict", "detect_hardware", "usable_cores"]
@@ -100,6 +102,7 @@ class Engine:
                     f"accelerate is set up for {strategy}, but this version trains with plain data parallelism only.",
                     mend="run `accelerate config` and choose multi-GPU without it.",
                 )
+        self._run = run
         self._autocast = getattr(torch, run.dtypes.autocast) if run.dtypes.autocast else None
         # No precision for accelerate: weights lie in their formats already. `cpu`: without it torchrun on a machine with no
         # accelerator starts as many independent trainings as it has processes, silently (accelerate 1.15).
@@ -111,6 +114,7 @@ class Engine:
         self.rank: int = self._accelerator.process_index
         self.ranks: int = self._accelerator.num_processes
         self.device = str(self._accelerator.device)
+        self._set_tf32(False)  # cuDNN's convolutions would encode pictures in it: torch's own default
         self._cpu_group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.ranks > 1 else None
         self._predict: nn.Module | None = None
         # On the CPU too: float16's range is as small there.
@@ -172,7 +176,14 @@ class Engine:
     # gradients
 
     def prepare(self, family: ModelFamily, denoiser: nn.Module) -> nn.Module:
-        """Move the denoiser to the device; the module that the loss calls, its gradients shared between ranks."""
+        """Move the denoiser to the device; the module that the loss calls, its gradients shared between ranks.
+
+        What was encoded before was computed without TF32, for caches outlive a run; what is trained now uses it.
+        """
+        self._set_tf32(not self._run.kernels.disable_tf32)
+        backend = self._run.kernels.dynamo_backend
+        if backend != "no":
+            compile_blocks(family.blocks(denoiser), backend)
         predict = Predict(family, denoiser, self._autocast)
         # Frozen weights are equal on all ranks already, and quantised ones could not be broadcast.
         frozen = [name for name, parameter in predict.named_parameters() if not parameter.requires_grad]
@@ -180,6 +191,17 @@ class Engine:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(predict, frozen)
         self._predict = self._accelerator.prepare_model(predict)
         return self._predict
+
+    def _set_tf32(self, is_on: bool) -> None:
+        if self.device.startswith("cuda"):
+            # By the older of torch's two interfaces: after the newer one (`fp32_precision`) torch's own inductor cannot ask
+            # for the precision any more, and raises (torch 2.13).
+            torch.set_float32_matmul_precision("high" if is_on else "highest")
+            torch.backends.cudnn.allow_tf32 = is_on
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """Attention by the kernel that the run prefers, inside."""
+        return preferring(self._run.kernels.attention_mechanism)
 
     def seed(self, seed: int) -> None:
         """Start the generators that a step draws from, the CPU's and the device's."""
@@ -198,10 +220,15 @@ class Engine:
         # From pageable memory the driver may first wait for all work in the stream.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Round forward and backward of one micro-batch: gradients meet at the last one of an optimiser step only."""
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """Round forward and backward of one micro-batch: gradients meet at the last one of an optimiser step only.
+
+        Both use the attention kernel of the run: a recomputed block must do what it did at first.
+        """
         assert self._predict is not None, "prepare() comes first"
-        return nullcontext() if last else self._accelerator.no_sync(self._predict)
+        with self.attention(), nullcontext() if last else self._accelerator.no_sync(self._predict):
+            yield
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients; under fp16 those of a scaled loss, else the small ones would be lost."""
