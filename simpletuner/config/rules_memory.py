@@ -38,6 +38,13 @@ def _offload(run: Run) -> Iterator[Problem]:
             "a block that keeps its activations keeps its weights on the device with them, so nothing would be saved.",
             'Set "gradient_checkpointing" to true and "gradient_checkpointing_interval" to 1.',
         )
+    if memory.group_offload_type == "leaf_level":
+        yield Problem(
+            "group_offload_type",
+            '`group_offload_type` is "leaf_level".',
+            "the backward pass needs all layers of a block at once, so single layers would take as much memory, and more time.",
+            'Set it to "block_level", with "group_offload_blocks_per_group" 1.',
+        )
     if run.precision.base_model_precision != "no_change":
         yield Problem(
             option,

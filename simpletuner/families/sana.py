@@ -38,7 +38,8 @@ DENOISER = "transformer"
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
-TILE_STRIDE_PX = 1792
+SMALL_TILE_PX = 512
+"""With `vae_enable_tiling`."""
 
 
 class SanaOptions(Section):
@@ -107,10 +108,16 @@ class Sana(ModelFamily):
 
     def text_encoders(self) -> tuple[GemmaEncoder]:
         lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
-        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text),)
+        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text, self.run.memory.offload_during_startup),)
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
-        return DeepCompressionAutoencoder(self.repository)
+        memory = self.run.memory
+        return DeepCompressionAutoencoder(
+            self.repository,
+            tile_px=SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX,
+            is_sliced=memory.vae_enable_slicing,
+            is_offloaded=memory.offload_during_startup,
+        )
 
     def load_denoiser(self) -> nn.Module:
         from diffusers import SanaTransformer2DModel
@@ -204,7 +211,7 @@ class Sana(ModelFamily):
 
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds], Image]]:
-        autoencoder = DeepCompressionAutoencoder(self.repository)
+        autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _embeds: autoencoder.decode(vae(), latents_1CHW)
 
@@ -280,6 +287,7 @@ class GemmaEncoder:
     repository: Repository
     instruction: str
     dtype: str
+    is_offloaded: bool
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -307,26 +315,25 @@ class GemmaEncoder:
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(self.load, device) as model:
-            yield lambda prompts: self.encode(model(), prompts)
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), prompts, device)
 
-    def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         """Each prompt's embeds, in order. The roles pass through the model apart, since they differ in length."""
         embeds: dict[int, Embeds] = {}
         for role, prefix in (("cond", self.instruction), ("uncond", "")):
             places = [place for place, prompt in enumerate(prompts) if prompt.role == role]
             if places:
                 texts = [prefix + prompts[place].text.lower().strip() for place in places]
-                embeds.update(zip(places, self.encode_texts(model, texts, prefix), strict=True))
+                embeds.update(zip(places, self.encode_texts(model, texts, prefix, device), strict=True))
         return [embeds[place] for place in range(len(prompts))]
 
-    def encode_texts(self, model: Any, texts: list[str], prefix: str) -> list[Embeds]:
+    def encode_texts(self, model: Any, texts: list[str], prefix: str, device: str) -> list[Embeds]:
         import torch
 
         # The prefix counts with its <bos>. <bos> and the last 299 tokens are kept: a piece of the prefix, the prompt, padding.
         length = len(self.tokenizer.encode(prefix)) + PROMPT_TOKENS - 2 if prefix else PROMPT_TOKENS
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        device = next(model.parameters()).device
         with torch.no_grad():
             # Nothing is generated, so keys and values need not be kept: 50 MB a prompt.
             hidden_BLD = model(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device), use_cache=False)[0]
@@ -345,26 +352,35 @@ class GemmaEncoder:
 
 @dataclass(frozen=True)
 class DeepCompressionAutoencoder:
-    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else."""
+    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else.
+
+    One picture at a time is no part of the recipe: it is what `vae_batch_size` 1 does, which keeps cached latents too.
+    """
 
     repository: Repository
+    tile_px: int
+    is_sliced: bool
+    is_offloaded: bool
 
     @cached_property
     def recipe(self) -> Recipe:
         scale = self.repository.json("vae/config.json")["scaling_factor"]
-        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": TILE_PX}
+        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": self.tile_px}
         return Recipe("dc-ae", facts)
 
     def load(self) -> nn.Module:
         from diffusers import AutoencoderDC
 
         vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
-        vae.enable_tiling(TILE_PX, TILE_PX, TILE_STRIDE_PX, TILE_STRIDE_PX)
+        stride_px = self.tile_px * 7 // 8
+        vae.enable_tiling(self.tile_px, self.tile_px, stride_px, stride_px)
+        if self.is_sliced:
+            vae.enable_slicing()
         return vae
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        with common.on_loan(self.load, device) as vae:
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as vae:
             yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
 
     def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:

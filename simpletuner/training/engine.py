@@ -189,8 +189,23 @@ class Engine:
         frozen = [name for name, parameter in predict.named_parameters() if not parameter.requires_grad]
         frozen += [name for name, _ in predict.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(predict, frozen)
-        self._predict = self._accelerator.prepare_model(predict)
+        memory = self._run.memory
+        if memory.enable_group_offload:
+            self._offload(family, denoiser)
+        self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
         return self._predict
+
+    def _offload(self, family: ModelFamily, denoiser: nn.Module) -> None:
+        from simpletuner.networks.offload import move_others, offload_blocks  # imports diffusers
+
+        memory = self._run.memory
+        offloaded = offload_blocks(
+            family.blocks(denoiser),
+            self.device,
+            blocks_per_group=memory.group_offload_blocks_per_group,
+            is_pinned=memory.group_offload_use_stream and self.device.startswith("cuda"),
+        )
+        move_others(denoiser, offloaded, self.device)
 
     def _set_tf32(self, is_on: bool) -> None:
         if self.device.startswith("cuda"):

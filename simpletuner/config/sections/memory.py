@@ -39,9 +39,10 @@ class Memory(Section):
     `gradient_checkpointing` with interval 1 and a base that is not quantised."""
 
     group_offload_type: Literal["block_level", "leaf_level"] = option("block_level", when="enable_group_offload=true")
-    """What visits the device together: whole blocks, or each layer by itself (least memory, slowest)."""
+    """What visits the device together: groups of whole blocks. `leaf_level`, single layers, is refused: the backward pass
+    needs all layers of a block at once, so it would only be slower."""
 
-    group_offload_blocks_per_group: int = option(1, ge=1, when="enable_group_offload=true and group_offload_type=block_level")
+    group_offload_blocks_per_group: int = option(1, ge=1, when="enable_group_offload=true")
     """Blocks that visit the device together."""
 
     group_offload_use_stream: bool = option(False, level="experimental", when="enable_group_offload=true")
