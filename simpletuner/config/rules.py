@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from simpletuner.config import rules_memory
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.lycoris import lycoris_problems
@@ -45,6 +46,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _folders(run)
     yield from _datasets(run)
     yield from _text_cache(run)
+    yield from rules_memory.check(run)
     for dataset in run.datasets:
         yield from _captions(dataset)
         yield from _sizes(dataset)

@@ -34,6 +34,7 @@ ENVIRONMENT_NAMES = {
     "MODEL_NAME": "pretrained_model_name_or_path",
     "NUM_EPOCHS": "num_train_epochs",
     "RESUME_CHECKPOINT": "resume_from_checkpoint",
+    "TRAINING_DYNAMO_BACKEND": "dynamo_backend",
     "TRAINING_SEED": "seed",
     "USE_GRADIENT_CHECKPOINTING": "gradient_checkpointing",
     "VALIDATION_STEPS": "validation_step_interval",

@@ -126,6 +126,7 @@ class Gallery:
 def _standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
     """The model as it is shown, every dropout off: the base, the newest weights, or their average."""
     with ExitStack() as stack:
+        stack.enter_context(trainer.engine.attention())
         stack.enter_context(trainer.tuning.disabled() if weights == "base" else trainer.tuning.evaluating())
         if weights == "trained":
             stack.enter_context(averaged(trainer.optimizer, trainer.tuning.parameters()))

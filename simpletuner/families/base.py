@@ -169,3 +169,8 @@ class ModelFamily(ABC):
     def check(cls, run: Run) -> Iterable[Problem]:
         """What is wrong with this run for this family; pure, no files, no network."""
         return ()
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        """What the user should know of this run with this family; pure, no files, no network."""
+        return ()

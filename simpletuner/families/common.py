@@ -127,15 +127,24 @@ def load_quantised(model_class: Any, component: Component, dtype: str, *, precis
 
 
 @contextmanager
-def on_loan(load: Callable[[], Model], device: str) -> Iterator[Callable[[], Model]]:
-    """Yields a function that gives the model, loaded at its first call; the model is gone after the block."""
+def on_loan(load: Callable[[], Model], device: str, *, is_offloaded: bool = False) -> Iterator[Callable[[], Model]]:
+    """Yields a function that gives the model, loaded at its first call; the model is gone after the block.
+
+    `is_offloaded`: its weights stay on the CPU, and each layer's visit the device when it computes. What it is given is to
+    lie on `device` either way.
+    """
     import torch
 
     held: list[Model] = []
 
     def model() -> Model:
         if not held:
-            held.append(load().requires_grad_(False).to(device))
+            loaded = load().requires_grad_(False)
+            if is_offloaded:
+                from diffusers.hooks import apply_group_offloading
+
+                apply_group_offloading(loaded, torch.device(device), offload_type="leaf_level")
+            held.append(loaded if is_offloaded else loaded.to(device))
         return held[0]
 
     try:

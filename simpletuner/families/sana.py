@@ -44,7 +44,8 @@ FEED_FORWARD = ("conv_inverted", "conv_point")
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
-TILE_STRIDE_PX = 1792
+SMALL_TILE_PX = 512
+"""With `vae_enable_tiling`."""
 
 
 class SanaOptions(Section):
@@ -125,11 +126,24 @@ class Sana(ModelFamily):
     def text_encoders(self) -> tuple[GemmaEncoder]:
         lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
         precision = self.run.precision
-        stored = {"precision": precision.text_encoder_1_precision, "quantize_via": precision.quantize_via}
-        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text, **stored),)
+        encoder = GemmaEncoder(
+            self.repository,
+            "\n".join(lines),
+            self.run.dtypes.text,
+            precision=precision.text_encoder_1_precision,
+            quantize_via=precision.quantize_via,
+            is_offloaded=self.run.memory.offload_during_startup,
+        )
+        return (encoder,)
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
-        return DeepCompressionAutoencoder(self.repository)
+        memory = self.run.memory
+        return DeepCompressionAutoencoder(
+            self.repository,
+            tile_px=SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX,
+            is_sliced=memory.vae_enable_slicing,
+            is_offloaded=memory.offload_during_startup,
+        )
 
     def load_denoiser(self) -> nn.Module:
         from diffusers import SanaTransformer2DModel
@@ -228,7 +242,7 @@ class Sana(ModelFamily):
 
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds], Image]]:
-        autoencoder = DeepCompressionAutoencoder(self.repository)
+        autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _embeds: autoencoder.decode(vae(), latents_1CHW)
 
@@ -274,16 +288,31 @@ class Sana(ModelFamily):
                 yield Problem(
                     option_name, f"`{option_name}` begins like a list, but: {error}", mend="write a JSON list of lines."
                 )
+        flavour = cls.chosen(run)
+        if flavour is not None and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
+            yield Problem(
+                "mixed_precision",
+                f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
+                why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
+                mend='set "mixed_precision" to "fp16" or "no", or choose a 1.6B or 4.8B flavour.',
+            )
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        flavour = cls.chosen(run)
+        if run.precision.mixed_precision == "fp16" and (flavour is None or flavour.note != FP16_ONLY):
+            yield (
+                "mixed_precision is fp16: Sana's newer weights were trained in bf16, whose range is wider. Where the card has "
+                "bf16, prefer it; steps that overflow are skipped and counted."
+            )
+
+    @classmethod
+    def chosen(cls, run: Run) -> Flavour | None:
+        """The flavour that is trained, if it is one of ours, by name or by repository."""
         path = run.model.pretrained_model_name_or_path
-        for name, flavour in cls.flavours.items():
-            is_chosen = flavour.repository == path if path else name == run.model.model_flavour
-            if is_chosen and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
-                yield Problem(
-                    "mixed_precision",
-                    f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
-                    why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
-                    mend='set "mixed_precision" to "no", or choose a 1.6B or 4.8B flavour.',
-                )
+        if path:
+            return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None)
+        return cls.flavours.get(run.model.model_flavour or cls.default_flavour)
 
 
 @dataclass(frozen=True)
@@ -295,6 +324,7 @@ class GemmaEncoder:
     dtype: str
     precision: str = "no_change"
     quantize_via: str = "cpu"
+    is_offloaded: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -328,26 +358,25 @@ class GemmaEncoder:
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(lambda: self.load(device), device) as model:
-            yield lambda prompts: self.encode(model(), prompts)
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), prompts, device)
 
-    def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         """Each prompt's embeds, in order. The roles pass through the model apart, since they differ in length."""
         embeds: dict[int, Embeds] = {}
         for role, prefix in (("cond", self.instruction), ("uncond", "")):
             places = [place for place, prompt in enumerate(prompts) if prompt.role == role]
             if places:
                 texts = [prefix + prompts[place].text.lower().strip() for place in places]
-                embeds.update(zip(places, self.encode_texts(model, texts, prefix), strict=True))
+                embeds.update(zip(places, self.encode_texts(model, texts, prefix, device), strict=True))
         return [embeds[place] for place in range(len(prompts))]
 
-    def encode_texts(self, model: Any, texts: list[str], prefix: str) -> list[Embeds]:
+    def encode_texts(self, model: Any, texts: list[str], prefix: str, device: str) -> list[Embeds]:
         import torch
 
         # The prefix counts with its <bos>. <bos> and the last 299 tokens are kept: a piece of the prefix, the prompt, padding.
         length = len(self.tokenizer.encode(prefix)) + PROMPT_TOKENS - 2 if prefix else PROMPT_TOKENS
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        device = next(model.parameters()).device
         with torch.no_grad():
             # Nothing is generated, so keys and values need not be kept: 50 MB a prompt.
             hidden_BLD = model(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device), use_cache=False)[0]
@@ -366,26 +395,35 @@ class GemmaEncoder:
 
 @dataclass(frozen=True)
 class DeepCompressionAutoencoder:
-    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else."""
+    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else.
+
+    One picture at a time is no part of the recipe: it is what `vae_batch_size` 1 does, which keeps cached latents too.
+    """
 
     repository: Repository
+    tile_px: int
+    is_sliced: bool
+    is_offloaded: bool
 
     @cached_property
     def recipe(self) -> Recipe:
         scale = self.repository.json("vae/config.json")["scaling_factor"]
-        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": TILE_PX}
+        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": self.tile_px}
         return Recipe("dc-ae", facts)
 
     def load(self) -> nn.Module:
         from diffusers import AutoencoderDC
 
         vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
-        vae.enable_tiling(TILE_PX, TILE_PX, TILE_STRIDE_PX, TILE_STRIDE_PX)
+        stride_px = self.tile_px * 7 // 8
+        vae.enable_tiling(self.tile_px, self.tile_px, stride_px, stride_px)
+        if self.is_sliced:
+            vae.enable_slicing()
         return vae
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        with common.on_loan(self.load, device) as vae:
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as vae:
             yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
 
     def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) 
     _write_json(folder / "optimizer.json", scalars)
     _write_json(folder / "config.json", config)
     facts = {"version": 1, **trainer.state.as_json(), "seed": trainer.run.training.seed}
-    _write_json(folder / "state.json", {**facts, "fixed": fixed_facts(trainer.run), "window": trainer.meter.as_json()})
+    figures = {"window": trainer.meter.as_json(), "scaler": trainer.engine.scaler_state()}
+    _write_json(folder / "state.json", {**facts, "fixed": fixed_facts(trainer.run), **figures})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
     _write_json(folder / "manifest.json", {"version": 1, "files": listed})
@@ -188,6 +189,7 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     facts = _read_json(found.path / "state.json")
     trainer.state.restore(facts)
     trainer.meter.restore(facts["window"])
+    trainer.engine.restore_scaler(facts["scaler"])
     trainer.tell(Notice(f"Going on from {found.path}, step {found.step} of {trainer.steps}."))
     former, now = flat(_read_json(found.path / "config.json")), flat(json.loads(json.dumps(config)))
     changed = _changed(former, now) - {"resume_from_checkpoint"}

@@ -80,7 +80,7 @@ class Trainer:
         self.tell = tell
         self.steps = steps
         self.state = TrainState()
-        self.meter = Meter(engine)
+        self.meter = Meter(engine, may_skip=engine.scales)
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
@@ -151,10 +151,11 @@ class Trainer:
                 loss_B = self.loss(batch)
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
+        self.engine.unscale(self.optimizer)
         grad_norm = self.engine.clip(self.tuning.parameters().values(), self.run.optimizer.max_grad_norm)
         set_rate(self.optimizer, learning_rate(self.state.step, self.run.optimizer, self.steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=self.run.memory.set_grads_to_none)
         self.state.advance(group.after, samples=group.batches[0].slots)
         if self.ema is not None:
             self.ema.update(self.state.step)
@@ -162,7 +163,16 @@ class Trainer:
 
     def _report(self) -> None:
         figures = self.meter.figures()
-        extra = {"regularisation_loss": figures.regularisation_loss, "peak_memory_gib": self.engine.peak_memory_gib()}
+        if figures.skipped_steps:
+            steps = "1 step was" if figures.skipped_steps == 1 else f"{figures.skipped_steps} steps were"
+            self.tell(
+                Notice(f"{steps} skipped before step {self.state.step}: gradients overflowed float16; the scale is lower now.")
+            )
+        extra = {
+            "regularisation_loss": figures.regularisation_loss,
+            "skipped_steps": figures.skipped_steps,
+            "peak_memory_gib": self.engine.peak_memory_gib(),
+        }
         self.tell(
             Stepped(
                 step=self.state.step,

@@ -49,10 +49,19 @@ class Fake:
         if run.family.fake_strength > 5:  # type: ignore[attr-defined]
             yield Problem("fake_strength", "Too strong.", why="it breaks.", overridable=True)
 
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        if run.family.fake_strength > 2:  # type: ignore[attr-defined]
+            yield "That is strong."
+
 
 class Other(Fake):
     title = "Other"
     Options = OtherOptions
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        return ()
 
 
 FAMILIES: Mapping[str, Any] = {"fake": Fake, "other": Other}

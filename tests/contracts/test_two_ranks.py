@@ -166,6 +166,35 @@ def fail_together(engine: Engine, results: Path) -> None:
     (results / f"failed-{engine.rank}.json").write_text(json.dumps(outcome))
 
 
+class Overflowing(Family):
+    """On one rank and in its second step alone, the gradient leaves float16's range."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.asked = rank, 0
+
+    def predict(self, *inputs: Any) -> torch.Tensor:
+        answer_BCHW = super().predict(*inputs)
+        self.asked += 1
+        if self.rank == 1 and self.asked == 2:
+            answer_BCHW.register_hook(lambda gradient: gradient * math.inf)
+        return answer_BCHW
+
+
+def skip_together(engine: Engine, results: Path) -> None:
+    """fp16 with one rank's overflow: the scale and a sum of the weights after each step are written to `results`."""
+    run, seen = make_run(results / "fp16", mixed_precision="fp16"), []
+    with Engine(run) as scaling, trainer_of(run, steps=3, engine=scaling, family=Overflowing(engine.rank)) as trainer:
+        trainer.tell = lambda event: (
+            seen.append(
+                [scaling.scaler_state()["scale"], *(w.double().sum().item() for w in trainer.tuning.weights().values())]
+            )
+            if isinstance(event, Stepped)
+            else None
+        )
+        trainer.fit()
+    (results / f"fp16-{engine.rank}.json").write_text(json.dumps(seen))
+
+
 def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
     for pair in families:
         for tuning in TUNINGS:
@@ -266,6 +295,13 @@ def test_what_stops_one_rank_stops_both_and_the_stopped_run_is_saved(results: Pa
     assert [path.name for path in (results / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
+def test_one_ranks_overflow_skips_the_step_on_both(results: Path) -> None:
+    first, second = (json.loads((results / f"fp16-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [scale for scale, *_ in first] == [65536, 32768, 32768]
+    assert first[0][1:] == first[1][1:] != first[2][1:]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -273,3 +309,4 @@ if __name__ == "__main__":
         talk(engine, folder)
         train_all(engine, folder, sys.argv[2:])
         fail_together(engine, folder)
+        skip_together(engine, folder)

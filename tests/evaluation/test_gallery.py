@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,9 @@ SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
 
 class FakeEngine(Alone):
     device = "cpu"
+
+    def attention(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class FakeTuning:

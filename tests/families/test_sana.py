@@ -498,3 +498,17 @@ def test_the_snippet_makes_the_picture_with_the_gallerys_guidance(make_run, tmp_
     said = Sana(make_run("sana", validation_guidance=2.5)).usage(tmp_path / "pipeline", "a cat")
     assert "guidance_scale=2.5)" in said
     assert "guidance_scale" not in Sana(make_run("sana")).usage(tmp_path / "pipeline", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_discouraged"),
+    [({}, True), ({"pretrained_model_name_or_path": "Efficient-Large-Model/Sana_600M_1024px_diffusers"}, False)],
+)
+def test_fp16_is_for_the_first_weights_and_discouraged_for_others(make_run, options, is_discouraged):
+    run = make_run("sana", mixed_precision="fp16", **options)
+    assert not list(Sana.check(run))
+    assert any("prefer it" in line for line in Sana.notices(run)) == is_discouraged
+
+
+def test_no_other_precision_is_discouraged(make_run):
+    assert not [line for mixed in ("no", "bf16") for line in Sana.notices(make_run("sana", mixed_precision=mixed))]

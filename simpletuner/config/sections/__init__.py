@@ -8,6 +8,7 @@ from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
 from simpletuner.config.sections.objective import Objective
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "Ema",
     "Flow",
+    "Kernels",
     "Memory",
     "Model",
     "Objective",
@@ -42,6 +44,7 @@ SECTIONS: dict[str, type[Section]] = {
     "ema": Ema,
     "precision": Precision,
     "memory": Memory,
+    "kernels": Kernels,
     "flow": Flow,
     "objective": Objective,
     "data": Data,
