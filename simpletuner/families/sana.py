@@ -44,8 +44,7 @@ FEED_FORWARD = ("conv_inverted", "conv_point")
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
-SMALL_TILE_PX = 512
-"""With `vae_enable_tiling`."""
+SMALL_TILE_PX = 512  # with `vae_enable_tiling`
 
 
 class SanaOptions(Section):
@@ -138,11 +137,9 @@ class Sana(ModelFamily):
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
         memory = self.run.memory
+        tile_px = SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX
         return DeepCompressionAutoencoder(
-            self.repository,
-            tile_px=SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX,
-            is_sliced=memory.vae_enable_slicing,
-            is_offloaded=memory.offload_during_startup,
+            self.repository, tile_px, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup
         )
 
     def load_denoiser(self) -> nn.Module:
@@ -310,9 +307,8 @@ class Sana(ModelFamily):
     def chosen(cls, run: Run) -> Flavour | None:
         """The flavour that is trained, if it is one of ours, by name or by repository."""
         path = run.model.pretrained_model_name_or_path
-        if path:
-            return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None)
-        return cls.flavours.get(run.model.model_flavour or cls.default_flavour)
+        named = cls.flavours.get(run.model.model_flavour or cls.default_flavour)
+        return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None) if path else named
 
 
 @dataclass(frozen=True)

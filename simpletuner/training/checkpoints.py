@@ -189,7 +189,7 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     facts = _read_json(found.path / "state.json")
     trainer.state.restore(facts)
     trainer.meter.restore(facts["window"])
-    trainer.engine.restore_scaler(facts["scaler"])
+    trainer.engine.restore_scaler(facts.get("scaler", {}))  # checkpoints of 0.1 have none, nor had they fp16
     trainer.tell(Notice(f"Going on from {found.path}, step {found.step} of {trainer.steps}."))
     former, now = flat(_read_json(found.path / "config.json")), flat(json.loads(json.dumps(config)))
     changed = _changed(former, now) - {"resume_from_checkpoint"}

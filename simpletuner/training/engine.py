@@ -277,7 +277,7 @@ class Engine:
 
     def restore_scaler(self, state: Mapping[str, Any]) -> None:
         """Go on with the scale that `scaler_state` gave."""
-        if self._scaler is not None:
+        if self._scaler is not None and state:
             self._scaler.load_state_dict(dict(state))
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -168,8 +168,8 @@ class Meter:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on in the window that `as_json` described."""
-        self._skipped_in_a_row = facts["skipped_in_a_row"]
-        self._window = Window(**{one.name: facts[one.name] for one in fields(Window)})
+        self._skipped_in_a_row = facts.get("skipped_in_a_row", 0)
+        self._window = Window(**{one.name: facts[one.name] for one in fields(Window) if one.name in facts})
 
 
 def _mean(values: list[float]) -> float:

@@ -166,7 +166,7 @@ class Trainer:
         if figures.skipped_steps:
             steps = "1 step was" if figures.skipped_steps == 1 else f"{figures.skipped_steps} steps were"
             self.tell(
-                Notice(f"{steps} skipped before step {self.state.step}: gradients overflowed float16; the scale is lower now.")
+                Notice(f"{steps} skipped up to step {self.state.step}: gradients overflowed float16; the scale is lower now.")
             )
         extra = {
             "regularisation_loss": figures.regularisation_loss,

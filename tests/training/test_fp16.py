@@ -77,7 +77,7 @@ def test_a_step_that_overflows_is_skipped_the_scale_is_halved_and_training_goes_
     assert not equal(weights[2], weights[3])
     assert [event.extra["skipped_steps"] for event in told.of(Stepped)] == [0, 1, 0, 0]
     assert [math.isnan(event.grad_norm) for event in told.of(Stepped)] == [False, True, False, False]
-    assert sum("1 step was skipped before step 2" in notice.text for notice in told.of(Notice)) == 1
+    assert sum("1 step was skipped up to step 2" in notice.text for notice in told.of(Notice)) == 1
 
 
 def test_the_norm_that_is_told_and_clipped_is_the_true_one(tmp_path: Path) -> None:
