@@ -33,6 +33,9 @@ __all__ = ["Lycoris"]
 CHILD = "lycoris_adapters"
 """The network's name in the denoiser, so that it moves along and ranks share its gradients."""
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What the library puts adapters beside."""
+
 MEND = "train the model that it was made for with the lycoris_config that lies beside it, or start without it."
 
 
@@ -196,7 +199,7 @@ def _with_subclasses(preset: Mapping[str, Any], denoiser: nn.Module) -> dict[str
     """Where `Linear` or a convolution is meant, classes made of it (quantised layers) are meant as well."""
     kinds: dict[str, set[str]] = {}
     for module in denoiser.modules():
-        for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        for kind in LAYERS:
             if isinstance(module, kind):
                 kinds.setdefault(kind.__name__, set()).add(type(module).__name__)
     targets = [own for name in preset.get("target_module", ()) for own in (name, *sorted(kinds.get(name, ())))]
@@ -252,7 +255,8 @@ def _unmatched(preset: Mapping[str, Any], denoiser: nn.Module) -> list[str]:
     fits = fnmatch.fnmatch if preset.get("use_fnmatch") else lambda name, pattern: bool(re.match(pattern, name))
     wanted = [*preset.get("target_module", ()), *preset.get("module_algo_map", ())]
     patterns = [*preset.get("target_name", ()), *preset.get("name_algo_map", ())]
-    missing = [name for name in wanted if name not in classes]
+    layers = {kind.__name__ for kind in LAYERS for module in denoiser.modules() if isinstance(module, kind)}
+    missing = [name for name in wanted if name not in classes and name not in layers]
     missing += [pattern for pattern in patterns if pattern not in names and not any(fits(name, pattern) for name in names)]
     return list(dict.fromkeys(missing))
 

@@ -295,6 +295,7 @@ def test_adapters_train_and_come_back_over_quantised_bases(
     options = {"prepare": quantise, "base_model_precision": "int8-quanto", "dtypes": BF16}
     tuned = build(name, kind, **options)
     assert tuned.tuning.parameters().keys() == build(name, kind).tuning.parameters().keys()
+    assert not tuned.tuning.notices
     with tuned.tuning.disabled(), torch.no_grad():
         base = tuned.answer()
     tuned.stir()

@@ -32,6 +32,16 @@ def names(folder: Path) -> list[str]:
 KINDS: list[dict[str, Any]] = [
     {"model_type": "lora", "lora_dropout": 0.1, "optimizer": "torch-adamw"},
     {"model_type": "lora", "lora_dropout": 0.1, "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "lora", "use_dora": True, "lora_dropout": 0.1, "optimizer": "torch-adamw"},
+    *(
+        {
+            "model_type": "lora",
+            "optimizer": "torch-adamw",
+            "lora_type": "lycoris",
+            "lycoris_config": {"algo": algo, "dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.2},
+        }
+        for algo in ("lokr", "loha", "locon", "full")
+    ),
     {"model_type": "full", "optimizer": "torch-adamw"},
     {"model_type": "full", "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
     {"model_type": "full", "optimizer": "optimi-lion", "trained": "bfloat16", "mixed_precision": "bf16"},
@@ -251,6 +261,10 @@ def test_going_back_behind_later_checkpoints_is_refused(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"lora_rank": 4}, "lora_rank was 2, now 4"),
+        ({"use_dora": True}, "use_dora was False, now True"),
+        ({"lora_target_preset": "text"}, "lora_target_preset was attention, now text"),
+        ({"peft_lora_target_modules": ("text",)}, r"peft_lora_target_modules was None, now \['text'\]"),
+        ({"lora_type": "lycoris"}, "lora_type was standard, now lycoris"),
         ({"optimizer": "adamw_bf16"}, "optimizer was torch-adamw, now adamw_bf16"),
         ({"model_type": "full"}, "model_type was lora, now full"),
         ({"model_family": "other"}, "model_family was fake, now other"),
