@@ -20,6 +20,13 @@ def check(run: Run) -> Iterator[Problem]:
     """What is wrong on any machine."""
     if run.memory.enable_group_offload:
         yield from _offload(run)
+    if run.kernels.dynamo_backend != "no" and run.model.model_type == "lora" and run.adapter.use_dora:
+        yield Problem(
+            "dynamo_backend",
+            f'`dynamo_backend` is "{run.kernels.dynamo_backend}" beside `use_dora`.',
+            "PEFT's DoRA breaks each block into dozens of pieces, which takes longer than blocks that are not compiled.",
+            'Set "dynamo_backend" to "no", or "use_dora" to false.',
+        )
 
 
 def _offload(run: Run) -> Iterator[Problem]:

@@ -177,6 +177,8 @@ class Sana(ModelFamily):
         prompts = [embed["prompt_LD"] for embed in embeds]
         longest = max(len(prompt_LD) for prompt_LD in prompts)
         tokens = min(PROMPT_TOKENS, math.ceil(longest / TOKENS_STEP) * TOKENS_STEP)
+        if self.run.kernels.dynamo_backend != "no":
+            tokens = PROMPT_TOKENS  # each length would be compiled for itself
         return {
             "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, tokens - len(prompt_LD))) for prompt_LD in prompts]),
             "mask_BL": torch.stack([(torch.arange(tokens) < len(prompt_LD)).long() for prompt_LD in prompts]),

@@ -79,6 +79,10 @@ def test_one_that_is_there_passes(project: Project, mechanism: str, hardware: Ha
     assert run.kernels.attention_mechanism == mechanism
 
 
+def test_dora_is_not_compiled(project: Project) -> None:
+    assert "breaks each block" in project.problem("dynamo_backend=inductor", "use_dora=true")
+
+
 def test_cuda_graphs_need_cuda(project: Project) -> None:
     assert "records CUDA's calls" in refused(project, Hardware(), "dynamo_backend=cudagraphs")
     assert project.run("dynamo_backend=cudagraphs", hardware=H100).kernels.dynamo_backend == "cudagraphs"
