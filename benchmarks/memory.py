@@ -1,7 +1,8 @@
-"""Memory of a training step, counted exactly: activations by checkpointing, and what each parameter costs by optimiser.
+"""Memory of a step, counted exactly: activations by checkpointing, trained weights by optimiser, frozen ones by format.
 
 Peak bytes of forward and backward of a Sana of twelve blocks on the CPU, weights aside; they grow with width, tokens and batch
-like a large one's. Bytes a parameter: weight, gradient and the optimiser's state after two steps.
+like a large one's. Bytes a trained weight: itself, its gradient and the optimiser's state after two steps. Bytes a frozen
+weight: of a layer of Sana 1.6B's width, scales included.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from typing import Any
 
 import torch
 from common import Figure, arguments, made_run, scratch, tell
-from counting import PeakBytes, stored_bytes
+from counting import PeakBytes
+from counting import stored_bytes as bytes_of
 from diffusers import SanaTransformer2DModel
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from simpletuner.config.catalogue import OPTIMIZERS
+from simpletuner.config.catalogue import OPTIMIZERS, PRECISIONS
 from simpletuner.config.run import Run
 from simpletuner.examples.tiny import build_model
 from simpletuner.families import load as load_family
 from simpletuner.networks.checkpointing import checkpoint_blocks
 from simpletuner.networks.linear_attention import LinearAttention
+from simpletuner.networks.quantise import quantise, stored_bytes
 from simpletuner.training.optimizers import build_optimizer
 from simpletuner.training.tuning import build_tuning
 
@@ -82,7 +86,23 @@ def parameter_bytes(name: str, model: Path, folder: Path) -> float:
         optimizer.step()
     assert weight.grad is not None
     state = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor) and value.numel() > 1]
-    return stored_bytes([weight, weight.grad, *state]) / weight.numel()
+    state = [part for value in state for part in parts(value)]
+    return bytes_of([weight, weight.grad, *state]) / weight.numel()
+
+
+def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What holds the numbers: the tensor, or those that a quantised one wraps."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+def frozen_bytes(precision: str) -> float:
+    """Bytes for each frozen weight of a large layer."""
+    layer = nn.Sequential(nn.Linear(2240, 5600, bias=False, dtype=torch.bfloat16))
+    weights = layer[0].weight.numel()
+    quantise(layer, precision)
+    return stored_bytes(layer) / weights
 
 
 def main() -> None:
@@ -94,6 +114,8 @@ def main() -> None:
         for name in OPTIMIZERS:
             value = parameter_bytes(name, folder / "model", folder / "out")
             figures.append(Figure(f"bytes a trained weight under mixed_precision bf16: {name}", value, "bytes"))
+    for precision in ("no_change", *PRECISIONS):
+        figures.append(Figure(f"bytes a frozen weight: {precision}", frozen_bytes(precision), "bytes"))
     tell(figures, as_json=asked.json)
 
 

@@ -55,6 +55,7 @@ Usage: simpletuner examples list                          names of the bundled e
 """
 OPTIONS = """\
 Usage: simpletuner options                  every option, as Markdown
+       simpletuner options --support        what trains with what, as Markdown
        simpletuner options --explain ...    the values of a run that are no plain defaults, with their sources;
                                             config and options are named as for `simpletuner train`
 """
@@ -145,6 +146,12 @@ def options(words: list[str]) -> int:
         from simpletuner.config.reference import markdown
 
         sys.stdout.write(markdown(families.find()))
+        return 0
+    if words == ["--support"]:
+        from simpletuner import families
+        from simpletuner.config.support_page import support_page
+
+        sys.stdout.write(support_page(families.find()))
         return 0
     if "--explain" not in words:
         raise UserError(f"`simpletuner options` does not know `{' '.join(words)}`.", mend="simpletuner options --help")

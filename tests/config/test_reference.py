@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.reference import help_text, markdown
+from simpletuner.config.support_page import support_page
 from simpletuner.config.vocabulary import PERSONAL, Vocabulary
 from simpletuner.families import find
 
@@ -20,6 +21,11 @@ def every_name() -> set[str]:
 def test_the_page_of_options_is_up_to_date() -> None:
     """If not: simpletuner options > docs/options.md"""
     assert (DOCS / "options.md").read_text(encoding="utf-8") == markdown(FAMILIES)
+
+
+def test_the_page_of_what_trains_with_what_is_up_to_date() -> None:
+    """If not: simpletuner options --support > docs/support.md"""
+    assert (DOCS / "support.md").read_text(encoding="utf-8") == support_page(FAMILIES)
 
 
 def test_the_reference_names_every_option() -> None:

@@ -1,6 +1,6 @@
 """What `config/support.py` says trains does train: steps, checkpoint, resume, over every two of its values that go together.
 
-All cells, not only the few that cover the pairs: `python -m pytest -m slow tests/matrix`.
+All cells, not only the few that cover the pairs: `python -m pytest -n 2 tests/matrix --all-cells` (tens of minutes).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable, Generator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import torch
 from training_fakes import Group, Told
 
+from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Hardware, Run
-from simpletuner.config.support import Cell, cells, cover, refusals, run_of
+from simpletuner.config.support import ADAPTERS, BASES, FORMATS, Cell, cells, cover, refusals, run_of
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.families import find
 from simpletuner.training.checkpoints import Checkpoints, find_checkpoint, restore
@@ -30,19 +32,14 @@ MACHINE = Hardware()
 
 
 @functools.cache
-def supported(name: str) -> list[Cell]:
-    return [cell for cell in cells() if not refusals(find()[name], name, cell.options, MACHINE)]
+def supported() -> tuple[Cell, ...]:
+    return tuple(cells(find(), MACHINE))
 
 
-def parameters() -> list[Any]:
-    """Every supported cell of every family; those beyond the cover of all pairs are slow."""
-    listed = []
-    for name in find():
-        few = set(cover(supported(name)))
-        for cell in supported(name):
-            marks = [] if cell in few else [pytest.mark.slow]
-            listed.append(pytest.param(name, cell, id=f"{name}-{cell}", marks=marks))
-    return listed
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" in metafunc.fixturenames:
+        chosen = supported() if metafunc.config.getoption("--all-cells") else cover(supported())
+        metafunc.parametrize("cell", chosen, ids=str)
 
 
 @functools.cache
@@ -89,14 +86,13 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
         return before, tuning.weights(), told
 
 
-@pytest.mark.parametrize(("name", "cell"), parameters())
-def test_it_trains_saves_and_goes_on_as_if_unbroken(
-    name: str, cell: Cell, tiny_repo: Callable[[str], Path], tmp_path: Path
-) -> None:
-    repository = str(tiny_repo(name))
+def test_it_trains_saves_and_goes_on_as_if_unbroken(cell: Cell, tiny_repo: Callable[[str], Path], tmp_path: Path) -> None:
+    name, repository = cell.family, str(tiny_repo(cell.family))
     options = {"pretrained_model_name_or_path": repository, "output_dir": str(tmp_path / "run"), "checkpoint_step_interval": 2}
     options |= {"lora_rank": 2, "lr_scheduler": "constant", "log_step_interval": 1, "gradient_checkpointing": False}
-    run = run_of(find()[name], name, options | cell.options, MACHINE)
+    options |= cell.options
+    assert not refusals(find()[name], name, options, MACHINE)
+    run = run_of(find()[name], name, options, MACHINE)
     before, after, told = train(run, repository)
     assert after.keys() == before.keys()
     assert any(not torch.equal(after[key], before[key]) for key in after), "nothing moved"
@@ -111,15 +107,17 @@ def test_it_trains_saves_and_goes_on_as_if_unbroken(
 
 @pytest.mark.parametrize("name", find())
 def test_what_is_refused_is_refused_with_reason_and_mend(name: str) -> None:
-    for cell in set(cells()) - set(supported(name)):
-        for problem in refusals(find()[name], name, cell.options, MACHINE):
-            assert problem.what, cell
-            assert problem.why, cell
-            assert problem.mend, cell
+    refused = 0
+    for adapter, base, mixed in product(ADAPTERS, BASES, FORMATS):
+        options = {"base_model_precision": base, "mixed_precision": mixed, **ADAPTERS[adapter]}
+        for problem in refusals(find()[name], name, options, MACHINE):
+            assert problem.why, options
+            assert problem.mend, options
+            refused += 1
+    assert refused >= 21, "full tuning of a base in few bits, in seven formats and three precisions"
 
 
-@pytest.mark.parametrize("name", find())
-def test_the_few_cells_of_every_day_hold_every_pair_that_goes_together(name: str) -> None:
-    pairs = set().union(*(cell.pairs for cell in supported(name)))
-    assert set().union(*(cell.pairs for cell in cover(supported(name)))) == pairs
-    assert len(pairs) > 100
+def test_the_few_cells_of_every_day_hold_every_pair_that_goes_together() -> None:
+    pairs = set().union(*(cell.pairs for cell in supported()))
+    assert set().union(*(cell.pairs for cell in cover(supported()))) == pairs
+    assert {value for pair in pairs for _, value in pair} >= {*find(), *ADAPTERS, *BASES, *OPTIMIZERS}
