@@ -82,7 +82,7 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*rules.check(run), *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    return replace(run, notices=(*run.notices, *warnings))
+    return replace(run, notices=(*run.notices, *parsed.family.notices(run), *warnings))
 
 
 def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> list[Problem]:

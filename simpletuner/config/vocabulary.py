@@ -29,6 +29,10 @@ class FamilyFacts(Protocol):
         """What is wrong with this run for this family."""
         ...
 
+    def notices(self, run: Run) -> Iterable[str]:
+        """What the user should be told of this run for this family."""
+        ...
+
 
 PERSONAL = ("id", "dataset_type", "type", "disabled", "default", "instance_data_dir")
 """Keys that only an entry of its own can say; the other dataset keys may stand in the main config, as defaults."""

@@ -167,3 +167,8 @@ class ModelFamily(ABC):
     def check(cls, run: Run) -> Iterable[Problem]:
         """What is wrong with this run for this family; pure, no files, no network."""
         return ()
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        """What is right, but perhaps not what was meant; pure as well."""
+        return ()

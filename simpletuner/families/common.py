@@ -155,6 +155,7 @@ def load_scheduler(repository: Repository, flow_shift: float | None) -> Any:
     config = repository.json("scheduler/scheduler_config.json")
     if flow_shift is not None:
         config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift  # DPMSolver's name for it, FlowMatchEuler's
+        config["use_dynamic_shifting"] = False  # else the size of the picture would decide
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
@@ -245,12 +246,18 @@ def write_safetensors(weights: StateDict, path: Path, metadata: Mapping[str, str
     return path
 
 
-def usage(pipeline: str, repository: Repository, result: Path, arguments: str) -> str:
-    """A few lines of Python that make a picture with `result`, an adapter's file or a whole pipeline's folder."""
+def usage(pipeline: str, repository: Repository, result: Path, arguments: str, *, transformer: str = "") -> str:
+    """A few lines of Python that make a picture with `result`, an adapter's file or a whole pipeline's folder.
+
+    `transformer` is Python that makes the base's denoiser, where that is not the repository's: "Class.from_...(...)".
+    """
     is_adapter = result.suffix == ".safetensors"
+    classes, base = [pipeline], repository.arguments
+    if transformer:
+        classes, base = [transformer.partition(".")[0], pipeline], f"{base}, transformer={transformer}"
     lines = [
-        f"from diffusers import {pipeline}",
-        f"pipeline = {pipeline}.from_pretrained({repository.arguments if is_adapter else repr(str(result))})",
+        f"from diffusers import {', '.join(classes if is_adapter else [pipeline])}",
+        f"pipeline = {pipeline}.from_pretrained({base if is_adapter else repr(str(result))})",
         *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
         f"pipeline({arguments}).images[0].save('picture.png')",
     ]

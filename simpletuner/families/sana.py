@@ -6,7 +6,7 @@ Shape letters:  B batch,  C latent channels,  H W latent rows and columns,  L to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,9 +47,6 @@ class SanaOptions(Section):
     sana_complex_human_instruction: str | tuple[str, ...] | None = option(None)
     """The instruction put before each prompt (never before negative prompts and dropped captions): a list of lines, such a
     list as JSON, the path of a file with either, or "None" for no instruction. Unset: the stock pipeline's own."""
-
-    validation_flow_shift: float | None = option(None, gt=0)
-    """Shift of the gallery's noise schedule. Unset: that of the model's shipped scheduler."""
 
 
 class Sana(ModelFamily):
@@ -165,7 +162,7 @@ class Sana(ModelFamily):
         import torch
         from diffusers import SanaPipeline
 
-        scheduler = common.load_scheduler(self.repository, self.options.validation_flow_shift)
+        scheduler = common.load_scheduler(self.repository, self.run.validation.validation_flow_shift)
         pipeline: Any = SanaPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=denoiser, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         autocast = self.run.dtypes.autocast
@@ -348,9 +345,9 @@ class DeepCompressionAutoencoder:
         return vae
 
     @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
         with common.on_loan(self.load, device) as vae:
-            yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
+            yield lambda pixels_B3HW, _keys: self.encode(vae(), pixels_B3HW)
 
     def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:
         import torch

@@ -47,10 +47,23 @@ class Fake:
         if run.family.fake_strength > 5:  # type: ignore[attr-defined]
             yield Problem("fake_strength", "Too strong.", why="it breaks.", overridable=True)
 
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        if run.family.fake_strength == 5:  # type: ignore[attr-defined]
+            yield "As strong as it may be."
+
 
 class Other(Fake):
     title = "Other"
     Options = OtherOptions
+
+    @classmethod
+    def check(cls, run: Run) -> Iterable[Problem]:
+        return ()
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        return ()
 
 
 FAMILIES: Mapping[str, Any] = {"fake": Fake, "other": Other}
