@@ -20,10 +20,14 @@ Project = Any
         ("a=x and b=false", False),
         ("a=z or b=true", True),
         ("a=z or a=x and b=false", False),
+        ("a", True),
+        ("a and b=false", False),
+        ("unset", False),
+        ("empty or c=x", False),
     ],
 )
 def test_a_condition_is_read_as_it_is_written(when: str, expected: bool) -> None:
-    assert holds(when, {"a": "x", "b": True}) is expected
+    assert holds(when, {"a": "x", "b": True, "c": "y", "unset": None, "empty": ()}) is expected
 
 
 def test_a_written_option_that_is_not_obeyed_is_told(project: Project) -> None:
