@@ -36,7 +36,7 @@ __all__ = ["SD3Options", "StableDiffusion3"]
 DENOISER = "transformer"
 DENOISER_CONFIG = f"{DENOISER}/config.json"
 LONGEST_T5_TOKENS = 154
-"""Longest prompt that the models were trained on, as the field knows it."""
+"""The cap of SD3's quickstart; no results beyond it are known to us."""
 GUIDANCE, STEPS = 3.0, 28
 HIGH_GUIDANCE = 5.0
 
@@ -49,7 +49,7 @@ class SD3Options(Section):
     layout; all else comes from `pretrained_model_name_or_path` or the flavour."""
 
     tokenizer_max_length: int = option(LONGEST_T5_TOKENS, ge=1)
-    """Tokens of a prompt for T5, padded or cut to; 77 halves the cache and follows long prompts less well. More than 154 needs
+    """Tokens of a prompt for T5, padded or cut to; 77 takes two fifths off the cache, and cuts long prompts. More than 154 needs
     `i_know_what_i_am_doing`. CLIP always reads 77."""
 
     t5_padding: Literal["unmodified", "zero"] = option("unmodified")
@@ -57,15 +57,15 @@ class SD3Options(Section):
 
     sd3_clip_uncond_behaviour: Uncond = option("empty_string", also=("sd3_clip_uncond_behavior",))
     """What CLIP says where there is no text, for dropped captions and an empty negative prompt alike: the encoded empty text,
-    or zeros, of tokens and pooled vector. The models were trained with `empty_string`."""
+    or zeros, of tokens and pooled vector. The stock pipeline encodes it."""
 
     sd3_t5_uncond_behaviour: Uncond | None = option(None, also=("sd3_t5_uncond_behavior",))
     """The same for T5. Unset: as `sd3_clip_uncond_behaviour`."""
 
     validation_guidance_skip_layers: tuple[Annotated[int, Ge(0)], ...] | None = option(None)
     """Skip-layer guidance in the gallery, as "7,8,9" or a list: leads away, besides, from what the model would answer to the
-    prompt without these blocks, which mends anatomy in SD3.5-medium. It needs a lower `validation_guidance`, of 4 or so.
-    Training is untouched."""
+    prompt without these blocks. Stability AI advises it for SD3.5-medium, with 7, 8 and 9, and a lower `validation_guidance`,
+    of 4 or so. Training is untouched."""
 
     validation_guidance_skip_layers_start: float = option(0.01, ge=0, le=1, when="validation_guidance_skip_layers")
     """Share of the steps after which it begins."""
@@ -333,7 +333,7 @@ class StableDiffusion3(ModelFamily):
             yield Problem(
                 "tokenizer_max_length",
                 f"`tokenizer_max_length` is {tokens}, more than {LONGEST_T5_TOKENS}.",
-                why="the models were not trained on longer prompts, and embeds of one length do not serve another.",
+                why="that is the cap of SD3's quickstart: longer prompts are untried, and each takes more of the cache.",
                 mend=f'set it to {LONGEST_T5_TOKENS} or less, or add "i_know_what_i_am_doing": true.',
                 overridable=True,
             )
