@@ -49,7 +49,7 @@ class SD3Options(Section):
     layout; all else comes from `pretrained_model_name_or_path` or the flavour."""
 
     tokenizer_max_length: int = option(LONGEST_T5_TOKENS, ge=1)
-    """Tokens of a prompt for T5, padded or cut to; 77 takes two fifths off the cache, and cuts long prompts. More than 154 needs
+    """Tokens of a prompt for T5, padded or cut to; 77 takes two fifths off the cache and cuts long prompts. More than 154 needs
     `i_know_what_i_am_doing`. CLIP always reads 77."""
 
     t5_padding: Literal["unmodified", "zero"] = option("unmodified")
