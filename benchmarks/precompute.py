@@ -79,19 +79,20 @@ def latents_against_bare(family: ModelFamily, pictures: Path, folder: Path, roun
     count, waiting = len(sets[0]), iter(sets)
     encoder = family.image_encoder()
     pixels_B3HW = torch.rand(BATCH, 3, EDGE_PX, EDGE_PX) * 2 - 1
+    keys = ["0"] * BATCH
     with encoder.lent("cpu") as encode:
-        encode(pixels_B3HW)
+        encode(pixels_B3HW, keys)
 
         def bare() -> None:
             for _ in range(count // BATCH):
-                encode(pixels_B3HW)
+                encode(pixels_B3HW, keys)
 
         @dataclass
         class Lent:
             recipe = encoder.recipe
 
             @contextmanager
-            def lent(self, device: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+            def lent(self, device: str) -> Iterator[Callable[[torch.Tensor, Sequence[str]], torch.Tensor]]:
                 yield encode  # loaded already: loading is no part of either rate
 
         def ours() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -147,6 +148,15 @@ def test_the_guide_to_sana_is_a_configuration_as_it_stands(tmp_path: Path) -> No
     assert len(read_library(tmp_path / "config" / "user_prompt_library.json")) == 3
 
 
+def test_the_guide_to_sd3_says_what_skip_layer_guidance_takes(tmp_path: Path) -> None:
+    (block,) = json_blocks("families/sd3.md")
+    (tmp_path / "config.json").write_text(json.dumps({"model_family": "sd3", **json.loads(block)}))
+    (tmp_path / "multidatabackend.json").write_text('[{"id": "pictures", "instance_data_dir": "pictures"}]')
+    (tmp_path / "pictures").mkdir()
+    given = parse([], families=families.find(), environ={}, cwd=tmp_path).given
+    assert given["validation_guidance_skip_layers"].value == (7, 8, 9)
+
+
 def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
     (datasets,) = json_blocks("data.md")
     (tmp_path / "multidatabackend.json").write_text(datasets)
@@ -158,8 +168,8 @@ def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
 def test_every_option_that_a_page_writes_as_code_is_one() -> None:
     """`word_with_underscores` in a guide is an option, or a name that is listed here."""
     reference = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    names = {"from_pretrained"}
-    for page in ("families/sana.md", "data.md"):
+    names = {"from_pretrained", "max_sequence_length"}
+    for page in ("families/sana.md", "families/sd3.md", "data.md"):
         for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", (ROOT / "docs" / page).read_text(encoding="utf-8")):
             assert f"`{word}`" in reference or word in names, f"{page} names {word}"
 

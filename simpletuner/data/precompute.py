@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LatentStore", "fill_latents"]
 
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Tensor, Sequence[str]], Tensor]
 Ids = NDArray[np.int64]
 
 SAVE_EVERY_S = 300.0
@@ -206,7 +206,8 @@ class _Fill:
     def _encoded(self, pictures: Sequence[_Picture]) -> list[Item]:
         if not pictures:
             return []
-        latents_BCHW = self.encode(torch.stack([picture.pixels for picture in pictures if picture.pixels is not None]))
+        pixels_B3HW = torch.stack([picture.pixels for picture in pictures if picture.pixels is not None])
+        latents_BCHW = self.encode(pixels_B3HW, [picture.key for picture in pictures])
         stored_BCHW = latents_BCHW.to(self.dtype)
         self.spread.add(latents_BCHW)
         for picture, latents_CHW in zip(pictures, stored_BCHW, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,8 +108,11 @@ class ImageEncoder(Protocol):
     def recipe(self) -> Recipe:
         """What alters all latents."""
 
-    def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Yields `encode`: pixels (B, 3, rows, columns) float32 in [-1, 1] -> latents (B, C, H, W) float32 on the CPU."""
+    def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor, Sequence[str]], Tensor]]:
+        """Yields `encode`: pixels (B, 3, rows, columns) float32 in [-1, 1] -> latents (B, C, H, W) float32 on the CPU.
+
+        Each picture's cache key goes along: an encoder that draws at random draws by it, and so the same again.
+        """
 
 
 @dataclass(frozen=True)

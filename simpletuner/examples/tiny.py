@@ -6,6 +6,7 @@ For tests, examples and dry runs: everything that a family does with a full-size
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, 
 from transformers import Gemma2Config, Gemma2Model
 
 from simpletuner.errors import UserError
+from simpletuner.examples.tiny_sd3 import SD3_VARIANTS, build_sd3
 from simpletuner.examples.tiny_tokenizers import gemma_tokenizer
 from simpletuner.families.common import quiet
 from simpletuner.families.instruction import stock_instruction
@@ -26,7 +28,10 @@ CAPTION_WORDS = (
 
 
 def build_model(family: str, folder: Path, *, seed: int = 0) -> None:
-    """Write a tiny repository of `family` into `folder`, the same for the same seed. Raises UserError."""
+    """Write a tiny repository of `family`, or of a variant such as `sd3.5-medium`, into `folder`; the same for the same seed.
+
+    Raises UserError.
+    """
     if family not in BUILDERS:
         raise UserError(f"There is no tiny repository of the family `{family}`.", mend=f"choose from: {', '.join(BUILDERS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -101,4 +106,7 @@ def build_sana(folder: Path) -> None:
         pipeline.save_pretrained(folder)
 
 
-BUILDERS: dict[str, Callable[[Path], None]] = {"sana": build_sana}
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "sana": build_sana,
+    **{variant: partial(build_sd3, variant=variant) for variant in SD3_VARIANTS},
+}

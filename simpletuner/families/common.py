@@ -9,11 +9,13 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from simpletuner.config.run import Run
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import UserError
 from simpletuner.families.base import Shot, StateDict
@@ -24,15 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAPTER_FILE",
+    "SMALL_TILE_PX",
+    "Lending",
     "adapter_alpha",
     "adapter_file",
     "alignment_px",
     "evaluating",
     "load_adapter",
-    "load_quantised",
     "load_scheduler",
     "load_whole",
-    "lycoris_usage",
+    "lycoris_multiplier",
     "on_loan",
     "quiet",
     "read_weights",
@@ -45,6 +48,8 @@ __all__ = [
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 COMPONENT_FILE = "diffusion_pytorch_model.safetensors"
+SMALL_TILE_PX = 512
+"""Edge of an autoencoder's tiles with `vae_enable_tiling`."""
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -114,16 +119,35 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()  # transformers' switch turns those of the hub on as well
 
 
-def load_quantised(model_class: Any, component: Component, dtype: str, *, precision: str, via: str, device: str) -> nn.Module:
-    """As `load_whole`, then its linear layers stored as `precision` says ("no_change": as they are). Raises UserError.
+@dataclass(frozen=True)
+class Lending:
+    """How an encoder's weights are kept while it is lent."""
 
-    `via` "accelerator" quantises layer by layer on `device` and leaves them there; the rest follows when the model is moved.
-    """
-    from simpletuner.networks.quantise import quantise
+    dtype: str
+    precision: str = "no_change"
+    """As `base_model_precision`, for its linear layers."""
+    quantize_via: str = "accelerator"
+    """`accelerator` quantises layer by layer on the device and leaves them there; the rest follows when the model is moved."""
+    is_offloaded: bool = False
+    """Weights stay on the CPU, and each layer's visit the device when it computes."""
 
-    model = load_whole(model_class, component, dtype)
-    quantise(model, precision, device=device if via == "accelerator" else "cpu")
-    return model
+    @classmethod
+    def of_text(cls, run: Run, precision: str) -> Lending:
+        """Of a text encoder, whose own precision is given."""
+        return cls(run.dtypes.text, precision, run.precision.quantize_via, run.memory.offload_during_startup)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What of it alters embeds. The precision is said only where there is one: older caches were made without."""
+        return {"dtype": self.dtype} | ({} if self.precision == "no_change" else {"precision": self.precision})
+
+    def load(self, model_class: Any, component: Component, device: str) -> nn.Module:
+        """As `load_whole`, and quantised. Raises UserError."""
+        from simpletuner.networks.quantise import quantise
+
+        model = load_whole(model_class, component, self.dtype)
+        quantise(model, self.precision, device=device if self.quantize_via == "accelerator" else "cpu")
+        return model
 
 
 @contextmanager
@@ -179,6 +203,7 @@ def load_scheduler(repository: Repository, flow_shift: float | None) -> Any:
     config = repository.json("scheduler/scheduler_config.json")
     if flow_shift is not None:
         config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift  # DPMSolver's name for it, FlowMatchEuler's
+        config["use_dynamic_shifting"] = False  # else the size of the picture would decide
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
@@ -274,28 +299,40 @@ def write_safetensors(weights: StateDict, path: Path, metadata: Mapping[str, str
     return path
 
 
-def usage(pipeline: str, repository: Repository, result: Path, arguments: str) -> str:
-    """A few lines of Python that make a picture with `result`, an adapter's file or a whole pipeline's folder."""
-    is_adapter = result.suffix == ".safetensors"
-    lines = [
-        f"from diffusers import {pipeline}",
-        f"pipeline = {pipeline}.from_pretrained({repository.arguments if is_adapter else repr(str(result))})",
-        *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
-        f"pipeline({arguments}).images[0].save('picture.png')",
-    ]
-    return "\n".join(lines)
-
-
-def lycoris_usage(
-    pipeline: str, repository: Repository, result: Path, arguments: str, component: str, multiplier: float
+def usage(
+    pipeline: str,
+    repository: Repository,
+    result: Path,
+    arguments: str,
+    *,
+    transformer: str = "",
+    multiplier: float | None = None,
 ) -> str:
-    """The same for a LyCORIS adapter, which the library puts into the pipeline's denoiser."""
-    lines = [
-        f"from diffusers import {pipeline}",
-        "from lycoris import create_lycoris_from_weights",
-        f"pipeline = {pipeline}.from_pretrained({repository.arguments})",
-        f"network, _ = create_lycoris_from_weights({multiplier:g}, {str(result)!r}, pipeline.{component})",
-        "network.apply_to()",
-        f"pipeline({arguments}).images[0].save('picture.png')",
-    ]
-    return "\n".join(lines)
+    """A few lines of Python that make a picture with `result`, an adapter's file or a whole pipeline's folder.
+
+    `transformer` is Python that makes the base's denoiser, where that is not the repository's: "Class.from_...(...)".
+    With a `multiplier` the adapter is a LyCORIS, which its library puts into the denoiser.
+    """
+    is_adapter = result.suffix == ".safetensors"
+    lines = [f"from diffusers import {pipeline}"]
+    base = repository.arguments if is_adapter else repr(str(result))
+    if transformer and is_adapter:
+        lines = [f"from diffusers import {transformer.partition('.')[0]}, {pipeline}"]
+        base += f", transformer={transformer}"
+    if multiplier is not None:
+        lines.append("from lycoris import create_lycoris_from_weights")
+    lines.append(f"pipeline = {pipeline}.from_pretrained({base})")
+    if multiplier is not None:
+        lines.append(f"network, _ = create_lycoris_from_weights({multiplier:g}, {str(result)!r}, pipeline.transformer)")
+        lines.append("network.apply_to()")
+    elif is_adapter:
+        lines.append(f"pipeline.load_lora_weights({str(result)!r})")
+    return "\n".join([*lines, f"pipeline({arguments}).images[0].save('picture.png')"])
+
+
+def lycoris_multiplier(run: Run, presets: Mapping[str, Sequence[str]]) -> float | None:
+    """How much a LyCORIS adapter counts; None if the run trains none. `presets` are the family's."""
+    from simpletuner.config.lycoris import effective
+
+    is_lycoris = run.model.model_type == "lora" and run.adapter.lora_type == "lycoris"
+    return effective(run.adapter, presets)["multiplier"] if is_lycoris else None

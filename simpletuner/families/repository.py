@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from simpletuner.errors import UserError
 
-__all__ = ["Component", "Repository"]
+__all__ = ["Component", "Repository", "verify_file"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 INDEX = "model_index.json"
@@ -73,7 +73,7 @@ class Repository:
 
     def json(self, path: str) -> dict[str, Any]:
         """A small JSON file, e.g. `transformer/config.json`. Raises UserError."""
-        file = self._file(path)
+        file = self.file(path)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ class Repository:
         """Raises UserError unless the weights of all these components are here, and whole by their headers."""
         for subfolder in subfolders:
             for path in self.weights(subfolder).weights:
-                next(sampled(path))  # what is first yielded is the header, judged
+                verify_file(path)
 
     def fingerprint(self, subfolder: str) -> str:
         """Sixteen hex digits of a component: its small files whole, and samples of every tensor of its weights.
@@ -146,7 +146,7 @@ class Repository:
         index = self.json(INDEX)
         components = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] and name != but]
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._file(INDEX), folder / INDEX)
+        shutil.copyfile(self.file(INDEX), folder / INDEX)
         for name in components:
             component = self.component(name)
             (folder / name).mkdir(exist_ok=True)
@@ -154,7 +154,8 @@ class Repository:
                 if path.is_file() and variant_of(path.name) in (None, component.variant) and not is_superseded(path, component):
                     copy_plain(path, folder / name / without_variant(path.name), component.variant)
 
-    def _file(self, path: str) -> Path:
+    def file(self, path: str) -> Path:
+        """A small file of it, on this machine; fetched alone. Raises UserError."""
         if self._root is not None:
             return self._root / path
         from huggingface_hub import hf_hub_download
@@ -187,6 +188,7 @@ class Repository:
 
     def _asked_of_hub(self, fetch: Callable[[], T]) -> T:
         """`fetch()`, with what can go wrong on the way to the hub said in the user's words."""
+        from huggingface_hub.constants import ENDPOINT
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -201,7 +203,7 @@ class Repository:
             return fetch()
         except GatedRepoError as error:
             what, why = f"The hub repository {place} is gated, and your account may not read it.", str(error)
-            mend = "accept its terms on its page, then log in with `hf auth login`."
+            mend = f"accept its terms at {ENDPOINT}/{self.name}, then log in with `hf auth login`."
         except RepositoryNotFoundError as error:
             what, why = f"{place} is neither a folder here nor a hub repository that you may read.", str(error)
             mend = f"looked for `{Path(self.name).absolute()}` too; mind the spelling, or log in with `hf auth login`."
@@ -258,6 +260,11 @@ def copy_plain(source: Path, target: Path, variant: str | None) -> None:
     index = json.loads(source.read_text(encoding="utf-8"))
     index["weight_map"] = {tensor: without_variant(shard) for tensor, shard in index["weight_map"].items()}
     target.write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def verify_file(path: Path) -> None:
+    """Raises UserError unless a safetensors file is whole by its header."""
+    next(sampled(path))  # what is first yielded is the header, judged
 
 
 def sampled(path: Path) -> Iterator[bytes]:

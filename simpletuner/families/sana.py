@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from simpletuner.config.lycoris import effective
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
-from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place, Prompt, Recipe
-from simpletuner.errors import Problem, UserError
+from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
+from simpletuner.errors import Problem
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.instruction import instruction_lines, lines_of_json
 from simpletuner.families.repository import Repository
+from simpletuner.families.sana_encoders import PROMPT_TOKENS, DeepCompressionAutoencoder, GemmaEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sana", "SanaOptions"]
 
-PROMPT_TOKENS = 300
 TOKENS_STEP = 32
 """Padded prompts have a multiple of so many tokens: few shapes, and what attention kernels are quick with."""
 FP16_ONLY = "weights for fp16 or fp32 only"
@@ -44,7 +42,6 @@ FEED_FORWARD = ("conv_inverted", "conv_point")
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
-SMALL_TILE_PX = 512  # with `vae_enable_tiling`
 
 
 class SanaOptions(Section):
@@ -53,9 +50,6 @@ class SanaOptions(Section):
     sana_complex_human_instruction: str | tuple[str, ...] | None = option(None)
     """The instruction put before each prompt (never before negative prompts and dropped captions): a list of lines, such a
     list as JSON, the path of a file with either, or "None" for no instruction. Unset: the stock pipeline's own."""
-
-    validation_flow_shift: float | None = option(None, gt=0)
-    """Shift of the gallery's noise schedule. Unset: that of the model's shipped scheduler."""
 
 
 class Sana(ModelFamily):
@@ -124,20 +118,12 @@ class Sana(ModelFamily):
 
     def text_encoders(self) -> tuple[GemmaEncoder]:
         lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
-        precision = self.run.precision
-        encoder = GemmaEncoder(
-            self.repository,
-            "\n".join(lines),
-            self.run.dtypes.text,
-            precision=precision.text_encoder_1_precision,
-            quantize_via=precision.quantize_via,
-            is_offloaded=self.run.memory.offload_during_startup,
-        )
-        return (encoder,)
+        lending = common.Lending.of_text(self.run, self.run.precision.text_encoder_1_precision)
+        return (GemmaEncoder(self.repository, "\n".join(lines), lending),)
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
         memory = self.run.memory
-        tile_px = SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX
+        tile_px = common.SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX
         return DeepCompressionAutoencoder(
             self.repository, tile_px, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup
         )
@@ -202,7 +188,7 @@ class Sana(ModelFamily):
         import torch
         from diffusers import SanaPipeline
 
-        scheduler = common.load_scheduler(self.repository, self.options.validation_flow_shift)
+        scheduler = common.load_scheduler(self.repository, self.run.validation.validation_flow_shift)
         pipeline: Any = SanaPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=denoiser, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         autocast = self.run.dtypes.autocast
@@ -267,10 +253,8 @@ class Sana(ModelFamily):
         if (guidance := self.run.validation.validation_guidance) is not None:  # as the gallery, so that it looks like it
             settings += f", guidance_scale={guidance:g}"
         arguments = f"{prompt!r}, {settings}"
-        if self.run.model.model_type == "lora" and self.run.adapter.lora_type == "lycoris":
-            multiplier = effective(self.run.adapter, self.lycoris_presets)["multiplier"]
-            return common.lycoris_usage("SanaPipeline", self.repository, result, arguments, DENOISER, multiplier)
-        return common.usage("SanaPipeline", self.repository, result, arguments)
+        multiplier = common.lycoris_multiplier(self.run, self.lycoris_presets)
+        return common.usage("SanaPipeline", self.repository, result, arguments, multiplier=multiplier)
 
     def shot_defaults(self) -> tuple[float, int]:
         return 4.5, 20  # the stock pipeline's own
@@ -311,131 +295,3 @@ class Sana(ModelFamily):
         path = run.model.pretrained_model_name_or_path
         named = cls.flavours.get(run.model.model_flavour or cls.default_flavour)
         return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None) if path else named
-
-
-@dataclass(frozen=True)
-class GemmaEncoder:
-    """Gemma's last hidden states, trimmed to the tokens that the mask shows."""
-
-    repository: Repository
-    instruction: str
-    dtype: str
-    precision: str = "no_change"
-    quantize_via: str = "cpu"
-    is_offloaded: bool = False
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        facts = {
-            "weights": self.repository.fingerprint("text_encoder"),
-            "tokenizer": self.repository.fingerprint("tokenizer"),
-            "dtype": self.dtype,
-            "instruction": self.instruction,
-            "tokens": PROMPT_TOKENS,
-        }
-        if self.precision != "no_change":  # said only then, so that caches made before there was a choice stay good
-            facts["precision"] = self.precision
-        return Recipe("gemma", facts)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.repository.component("tokenizer").folder, local_files_only=True)
-        tokenizer.padding_side = "right"
-        return tokenizer
-
-    def load(self, device: str) -> nn.Module:
-        """On the CPU, but for what is quantised on the accelerator."""
-        from transformers import AutoModel
-
-        weights = self.repository.weights("text_encoder")
-        return common.load_quantised(
-            AutoModel, weights, self.dtype, precision=self.precision, via=self.quantize_via, device=device
-        )
-
-    @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.is_offloaded) as model:
-            yield lambda prompts: self.encode(model(), prompts, device)
-
-    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
-        """Each prompt's embeds, in order. The roles pass through the model apart, since they differ in length."""
-        embeds: dict[int, Embeds] = {}
-        for role, prefix in (("cond", self.instruction), ("uncond", "")):
-            places = [place for place, prompt in enumerate(prompts) if prompt.role == role]
-            if places:
-                texts = [prefix + prompts[place].text.lower().strip() for place in places]
-                embeds.update(zip(places, self.encode_texts(model, texts, prefix, device), strict=True))
-        return [embeds[place] for place in range(len(prompts))]
-
-    def encode_texts(self, model: Any, texts: list[str], prefix: str, device: str) -> list[Embeds]:
-        import torch
-
-        # The prefix counts with its <bos>. <bos> and the last 299 tokens are kept: a piece of the prefix, the prompt, padding.
-        length = len(self.tokenizer.encode(prefix)) + PROMPT_TOKENS - 2 if prefix else PROMPT_TOKENS
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            # Nothing is generated, so keys and values need not be kept: 50 MB a prompt.
-            hidden_BLD = model(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device), use_cache=False)[0]
-        kept = [0, *range(1 - PROMPT_TOKENS, 0)]
-        shown_B = tokens.attention_mask[:, kept].sum(1).tolist()
-        if not all(shown_B):
-            raise UserError(
-                f"The tokenizer of `{self.repository.name}` gives no token for an empty prompt.",
-                why="Gemma's puts a <bos> before every text, and Sana keeps its position.",
-                mend="use the tokenizer files of the original repository.",
-            )
-        return [
-            {"prompt_LD": rows_LD[:shown].clone()} for rows_LD, shown in zip(hidden_BLD[:, kept].cpu(), shown_B, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class DeepCompressionAutoencoder:
-    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else.
-
-    One picture at a time is no part of the recipe: it is what `vae_batch_size` 1 does, which keeps cached latents too.
-    """
-
-    repository: Repository
-    tile_px: int
-    is_sliced: bool
-    is_offloaded: bool
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        scale = self.repository.json("vae/config.json")["scaling_factor"]
-        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": self.tile_px}
-        return Recipe("dc-ae", facts)
-
-    def load(self) -> nn.Module:
-        from diffusers import AutoencoderDC
-
-        vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
-        stride_px = self.tile_px * 7 // 8
-        vae.enable_tiling(self.tile_px, self.tile_px, stride_px, stride_px)
-        if self.is_sliced:
-            vae.enable_slicing()
-        return vae
-
-    @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as vae:
-            yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
-
-    def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:
-        import torch
-
-        with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
-            return (vae.encode(pixels_B3HW.to(vae.device)).latent * vae.config.scaling_factor).cpu()
-
-    def decode(self, vae: Any, latents_1CHW: Tensor) -> Image:
-        import torch
-        from diffusers.image_processor import PixArtImageProcessor
-
-        with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
-            latents_1CHW = latents_1CHW.to(vae.device, torch.float32) / vae.config.scaling_factor
-            pixels_13HW = vae.decode(latents_1CHW, return_dict=False)[0]
-        [picture] = PixArtImageProcessor().postprocess(pixels_13HW, output_type="pil")
-        return picture

@@ -60,6 +60,10 @@ class Other(Fake):
     Options = OtherOptions
 
     @classmethod
+    def check(cls, run: Run) -> Iterable[Problem]:
+        return ()
+
+    @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
         return ()
 

@@ -23,10 +23,14 @@ Project = Any
         ("c>0", True),
         ("c>0.5", False),
         ("unset>0", False),
+        ("a", True),
+        ("a and b=false", False),
+        ("unset", False),
+        ("empty or a=y", False),
     ],
 )
 def test_a_condition_is_read_as_it_is_written(when: str, expected: bool) -> None:
-    assert holds(when, {"a": "x", "b": True, "c": 0.5, "unset": None}) is expected
+    assert holds(when, {"a": "x", "b": True, "c": 0.5, "unset": None, "empty": ()}) is expected
 
 
 def test_a_written_option_that_is_not_obeyed_is_told(project: Project) -> None:

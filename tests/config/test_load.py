@@ -276,6 +276,10 @@ def test_an_overridable_problem_becomes_a_notice_when_the_user_insists(project: 
     assert any("Too strong" in line for line in project.run().notices)
 
 
+def test_what_the_family_has_to_say_is_told(project: Project) -> None:
+    assert "That is strong." in project.run("fake_strength=5").notices
+
+
 def test_a_problem_that_is_not_overridable_stays_one(project: Project) -> None:
     project.options(i_know_what_i_am_doing=True, flow_use_uniform_schedule=True, flow_use_beta_schedule=True)
     assert "both true" in project.problem()

@@ -11,6 +11,7 @@ import pytest
 from simpletuner.config.load import build, parse
 from simpletuner.config.run import Hardware
 from simpletuner.config.sources import read_json
+from simpletuner.errors import ConfigError
 from simpletuner.families import find
 
 TEMPLATES = Path(__file__).parents[2] / "config"
@@ -37,6 +38,76 @@ def test_the_templates_load_as_they_are_once_the_pictures_are_there(copied: Path
     run = load(copied)
     assert [dataset.id for dataset in run.datasets] == [entries[0]["id"]]
     assert not any("no effect" in notice for notice in run.notices)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sd3.json", "sd3-slg.json", "sd3-stable.json", "sd3-low-vram.json", "sd3.env"],
+)
+def test_each_of_sd3s_templates_loads_and_all_of_it_is_obeyed(copied: Path, name: str) -> None:
+    entries = read_json(copied / "config" / "multidatabackend.json", copied)
+    (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
+    run = load(copied, "--config_file", f"config/{name}")
+    assert run.model.model_family == "sd3"
+    assert not any("no effect" in notice for notice in run.notices)
+
+
+def test_the_low_memory_template_trains_at_512_px_by_itself(copied: Path) -> None:
+    (copied / "datasets" / "my-pictures").mkdir(parents=True)
+    [dataset] = load(copied, "--config_file=config/sd3-low-vram.json", "--optimizer=adamw_bf16").datasets
+    assert dataset.resolution == 512
+
+
+def test_skip_layers_are_read_however_they_are_written(copied: Path) -> None:
+    entries = read_json(copied / "config" / "multidatabackend.json", copied)
+    (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
+    for written in ("[7,8,9]", "[7, 8, 9]", "7,8,9", "7, 8, 9"):
+        run = load(copied, "--config_file", "config/sd3.json", f"--validation_guidance_skip_layers={written}")
+        assert run.family.validation_guidance_skip_layers == (7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--validation_guidance_skip_layers=7,8,9", "it belongs to sd3"),
+        ("--t5_padding=zero", "it belongs to sd3"),
+    ],
+)
+def test_sd3s_own_options_are_refused_for_sana_with_the_reason(copied: Path, argument: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(copied, argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--text_encoder_3_precision=int8-quanto"], "`text_encoder_3_precision` has no effect here"),
+        (
+            ["--config_file=config/sd3.json", "--validation_guidance_skip_scale=5"],
+            "`validation_guidance_skip_scale` has no effect here: it is obeyed only with validation_guidance_skip_layers.",
+        ),
+        (
+            ["--config_file=config/sd3-slg.json", "--validation_guidance=7"],
+            "validation_guidance 7 is high for skip-layer guidance",
+        ),
+        (
+            ["--config_file=config/sd3.json", "--tokenizer_max_length=256", "--i_know_what_i_am_doing"],
+            "`tokenizer_max_length` is 256",
+        ),
+    ],
+)
+def test_what_has_no_effect_or_a_doubtful_one_is_told(copied: Path, arguments: list[str], told: str) -> None:
+    entries = read_json(copied / "config" / "multidatabackend.json", copied)
+    (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
+    assert any(told in notice for notice in load(copied, *arguments).notices)
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
+def test_t5_never_runs_in_float16(copied: Path, mixed_precision: str) -> None:
+    entries = read_json(copied / "config" / "multidatabackend.json", copied)
+    (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
+    run = load(copied, "--config_file=config/sd3.json", f"--mixed_precision={mixed_precision}")
+    assert run.dtypes.text in ("float32", "bfloat16")
 
 
 def test_the_prompt_library_has_the_form_of_the_quickstart(copied: Path) -> None:

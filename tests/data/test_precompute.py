@@ -32,6 +32,8 @@ from simpletuner.data.samples import LatentSpec, Place, Recipe
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Event, Notice, Progress
 
+Encode = Callable[[Tensor, Sequence[str]], Tensor]
+
 WIDE, TALL = (64, 32), (32, 64)
 SPEC = LatentSpec(channels=4, cell_px=8, alignment_px=32, native_edge_px=64)
 
@@ -42,13 +44,15 @@ class Convolution:
     def __init__(self, weights: int = 0, gain: float = 1.0) -> None:
         self.recipe = Recipe("conv", {"weights": weights})
         self.sizes: list[tuple[int, ...]] = []
+        self.keys: list[str] = []
         self.gain = gain
 
     @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    def lent(self, device: str) -> Iterator[Encode]:
         kernel = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(self.recipe.facts["weights"])) / 7
 
-        def encode(pixels_BCHW: Tensor) -> Tensor:
+        def encode(pixels_BCHW: Tensor, keys: Sequence[str]) -> Tensor:
+            self.keys += keys
             self.sizes.append(tuple(pixels_BCHW.shape))
             return torch.nn.functional.conv2d(pixels_BCHW, kernel, stride=8) * self.gain * (1 + len(pixels_BCHW) * 1e-3)
 
@@ -160,10 +164,16 @@ def test_each_sample_gets_the_latents_of_its_own_pixels_in_the_dtype_asked_for(t
     store, _ = fill(ten, Convolution(), dtype=dtype)
     with Convolution().lent("cpu") as encode:
         for sample, latents_CHW in everything(store, ten).items():
-            alone_CHW = encode(read_pixels(ten.raw[sample], ten.place(sample))[None])[0]
+            alone_CHW = encode(read_pixels(ten.raw[sample], ten.place(sample))[None], [""])[0]
             assert latents_CHW.dtype == getattr(torch, dtype)
             assert latents_CHW.shape == alone_CHW.shape
             torch.testing.assert_close(latents_CHW.float(), alone_CHW, rtol=5e-3, atol=2e-3)
+
+
+def test_the_encoder_is_told_the_key_under_which_each_picture_is_kept(ten: Pictures) -> None:
+    encoder = Convolution()
+    store, _ = fill(ten, encoder)
+    assert sorted(encoder.keys) == sorted(key.decode() for key in store.keys)
 
 
 def test_batches_are_of_one_bucket_in_the_order_of_the_samples(ten: Pictures) -> None:
@@ -328,9 +338,9 @@ def test_latents_that_are_not_finite_stop_the_run_with_the_files_name(ten: Pictu
 def test_what_was_encoded_before_an_error_is_kept(ten: Pictures) -> None:
     class Stumbles(Convolution):
         @contextmanager
-        def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+        def lent(self, device: str) -> Iterator[Encode]:
             with super().lent(device) as encode:
-                yield lambda pixels: encode(pixels) if len(self.sizes) < 2 else 1 / 0  # type: ignore[return-value]
+                yield lambda pixels, keys: encode(pixels, keys) if len(self.sizes) < 2 else 1 / 0  # type: ignore[return-value]
 
     with pytest.raises(ZeroDivisionError):
         fill(ten, Stumbles())
@@ -361,13 +371,13 @@ def test_only_a_few_pictures_wait_in_memory(ten: Pictures, monkeypatch: pytest.M
 
     class Watches(Convolution):
         @contextmanager
-        def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+        def lent(self, device: str) -> Iterator[Encode]:
             with super().lent(device) as encode:
 
-                def slowly(pixels_BCHW: Tensor) -> Tensor:
+                def slowly(pixels_BCHW: Tensor, keys: Sequence[str]) -> Tensor:
                     time.sleep(0.05)
                     ahead.append(ten.reads - self.encoded)
-                    return encode(pixels_BCHW)
+                    return encode(pixels_BCHW, keys)
 
                 yield slowly
 
@@ -489,7 +499,7 @@ class Slow(Convolution):
         @contextmanager
         def lent():
             with Convolution.lent(self, device) as encode:
-                yield lambda pixels: (time.sleep(0.15), encode(pixels))[1]
+                yield lambda pixels, keys: (time.sleep(0.15), encode(pixels, keys))[1]
         return lent()
 
 fill(real_set(Path(sys.argv[1]), Path(sys.argv[2])), Slow())

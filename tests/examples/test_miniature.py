@@ -64,7 +64,7 @@ def test_the_autoencoder_returns_pictures_whose_style_it_never_saw(miniature: Sa
     pixels_B3HW = torch.stack([pixels(path) for path in PICTURES])
     autoencoder = miniature.image_encoder()
     with autoencoder.lent("cpu") as encode:
-        latents_BCHW = encode(pixels_B3HW)
+        latents_BCHW = encode(pixels_B3HW, [path.name for path in PICTURES])
     vae: Any = autoencoder.load()
     with torch.no_grad():
         answer_B3HW = vae.decode(latents_BCHW / vae.config.scaling_factor, return_dict=False)[0].clamp(-1, 1)

@@ -201,7 +201,7 @@ def test_latents_are_the_stock_encoders_times_the_scale_alone_even_under_autocas
     with torch.no_grad():
         expected = vae.encode(pixels).latent * 0.41407
     with sana.image_encoder().lent("cpu") as encode, torch.autocast("cpu", torch.bfloat16):
-        latents = encode(pixels)
+        latents = encode(pixels, ["", ""])
     assert latents.dtype == torch.float32
     assert torch.equal(latents, expected)
 
@@ -212,7 +212,7 @@ def test_pictures_beyond_2048_px_are_encoded_in_tiles_that_meet_without_a_seam(s
     with torch.no_grad():
         whole = vae.encode(column).latent * 0.41407
     with sana.image_encoder().lent("cpu") as encode:
-        tiled = encode(column)
+        tiled = encode(column, [""])
     assert tiled.shape == (1, 32, 1, 68)
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < 0.1 * whole.std()

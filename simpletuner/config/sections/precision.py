@@ -12,6 +12,10 @@ Stored = Literal[
     "no_change", "int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao", "nf4-bnb"
 ]
 QUANTISED = "|".join(get_args(Stored)[1:])
+STORED_BY = (
+    "base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"
+)  # fmt: skip
+THREE_ENCODERS = "model_family=sd3"
 
 
 class Precision(Section):
@@ -33,7 +37,13 @@ class Precision(Section):
     text_encoder_1_precision: Stored = option("no_change")
     """Store the first text encoder in fewer bits while prompts are encoded. Embeds change a little, so they are cached anew."""
 
+    text_encoder_2_precision: Stored = option("no_change", when=THREE_ENCODERS)
+    """The same for the second text encoder."""
+
+    text_encoder_3_precision: Stored = option("no_change", when=THREE_ENCODERS)
+    """The same for the third: in SD3 this is T5-XXL, by far the largest."""
+
     quantize_via: Literal["accelerator", "cpu"] = option(
-        "accelerator", when=f"base_model_precision={QUANTISED} or text_encoder_1_precision={QUANTISED}"
+        "accelerator", when=" or ".join(f"{name}={QUANTISED}" for name in STORED_BY)
     )
     """Where weights are quantised. `cpu` never has an unquantised layer on the device, for cards of 16 GB and less."""

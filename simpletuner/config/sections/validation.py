@@ -28,6 +28,9 @@ class Validation(Section):
     validation_num_inference_steps: int | None = option(None, ge=1)
     """Denoising steps of each picture. Unset: the stock pipeline's own."""
 
+    validation_flow_shift: float | None = option(None, gt=0)
+    """Shift of the gallery's noise schedule (flow-matching families). Unset: that of the model's shipped scheduler."""
+
     validation_seed: int | None = option(None, ge=0)
     """Seed of the starting noise, the same for every picture and every time. Unset: `seed`."""
 
