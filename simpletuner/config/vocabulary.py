@@ -23,6 +23,8 @@ class FamilyFacts(Protocol):
     flavours: Mapping[str, Any]
     default_flavour: str
     defaults: Mapping[str, Any]
+    adapter_presets: Mapping[str, tuple[str, ...]]
+    lycoris_presets: Mapping[str, tuple[str, ...]]
     Options: type[Section]
 
     def check(self, run: Run) -> Iterable[Problem]:
@@ -30,7 +32,7 @@ class FamilyFacts(Protocol):
         ...
 
     def notices(self, run: Run) -> Iterable[str]:
-        """What the user should be told of this run for this family."""
+        """What the user should know of this run with this family."""
         ...
 
 

@@ -34,6 +34,10 @@ class Process(Protocol):
         """The noise that would lead from `x0_BCHW` to `x_BCHW`; it has no answer at t = 0."""
         ...
 
+    def flow_time(self, t_B: Tensor) -> Tensor:
+        """Noise's share of signal and noise at time t, by amplitude: noise / (signal + noise), the t of rectified flow."""
+        ...
+
 
 @dataclass(frozen=True)
 class FlowMatching:
@@ -58,6 +62,9 @@ class FlowMatching:
         x_BCHW, x0_BCHW = widened(x_BCHW), widened(x0_BCHW)
         t_B111 = along(t_B, x_BCHW)
         return (x_BCHW - (1 - t_B111) * x0_BCHW) / t_B111
+
+    def flow_time(self, t_B: Tensor) -> Tensor:
+        return t_B
 
 
 def widened(tensor: Tensor) -> Tensor:

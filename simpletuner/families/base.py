@@ -67,8 +67,10 @@ class ModelFamily(ABC):
     title: ClassVar[str]
     flavours: ClassVar[Mapping[str, Flavour]]
     default_flavour: ClassVar[str]
-    adapter_targets: ClassVar[tuple[str, ...]]
-    """Names of the layers that get an adapter, as PEFT matches them (suffixes)."""
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """`lora_target_preset` -> names of the layers that get an adapter, as PEFT matches them (suffixes). Has "attention"."""
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """`apply_preset` of a LyCORIS config -> classes of the denoiser's modules. Has "attn-only", "attn-mlp" and "full"."""
     kept_whole: ClassVar[tuple[str, ...]]
     """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -170,5 +172,5 @@ class ModelFamily(ABC):
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
-        """What is right, but perhaps not what was meant; pure as well."""
+        """What the user should know of this run with this family; pure, no files, no network."""
         return ()

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER_FILE",
     "adapter_alpha",
+    "adapter_file",
     "alignment_px",
     "evaluating",
     "load_adapter",
+    "load_quantised",
     "load_scheduler",
     "load_whole",
+    "lycoris_usage",
     "on_loan",
     "quiet",
     "read_weights",
@@ -111,16 +114,37 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()  # transformers' switch turns those of the hub on as well
 
 
+def load_quantised(model_class: Any, component: Component, dtype: str, *, precision: str, via: str, device: str) -> nn.Module:
+    """As `load_whole`, then its linear layers stored as `precision` says ("no_change": as they are). Raises UserError.
+
+    `via` "accelerator" quantises layer by layer on `device` and leaves them there; the rest follows when the model is moved.
+    """
+    from simpletuner.networks.quantise import quantise
+
+    model = load_whole(model_class, component, dtype)
+    quantise(model, precision, device=device if via == "accelerator" else "cpu")
+    return model
+
+
 @contextmanager
-def on_loan(load: Callable[[], Model], device: str) -> Iterator[Callable[[], Model]]:
-    """Yields a function that gives the model, loaded at its first call; the model is gone after the block."""
+def on_loan(load: Callable[[], Model], device: str, *, is_offloaded: bool = False) -> Iterator[Callable[[], Model]]:
+    """Yields a function that gives the model, loaded at its first call; the model is gone after the block.
+
+    `is_offloaded`: its weights stay on the CPU, and each layer's visit the device when it computes. What it is given is to
+    lie on `device` either way.
+    """
     import torch
 
     held: list[Model] = []
 
     def model() -> Model:
         if not held:
-            held.append(load().requires_grad_(False).to(device))
+            loaded = load().requires_grad_(False)
+            if is_offloaded:
+                from diffusers.hooks import apply_group_offloading
+
+                apply_group_offloading(loaded, torch.device(device), offload_type="leaf_level")
+            held.append(loaded if is_offloaded else loaded.to(device))
         return held[0]
 
     try:
@@ -185,6 +209,11 @@ def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
     weights = {}
     for name, tensor in load_file(file).items():
         prefix = next((prefix for prefix in prefixes if name.startswith(f"{prefix}.")), None)
+        if name.startswith("lycoris_"):
+            raise UserError(
+                f"`{file}` is a LyCORIS adapter, not a LoRA: it holds `{name}`.",
+                mend='set "lora_type" to "lycoris", with the `lycoris_config.json` beside the file as "lycoris_config".',
+            )
         if prefix is None or ".lora_" not in name:
             raise UserError(
                 f"`{file}` is not a LoRA of this model: it holds `{name}`.",
@@ -251,14 +280,41 @@ def usage(pipeline: str, repository: Repository, result: Path, arguments: str, *
 
     `transformer` is Python that makes the base's denoiser, where that is not the repository's: "Class.from_...(...)".
     """
-    is_adapter = result.suffix == ".safetensors"
-    classes, base = [pipeline], repository.arguments
-    if transformer:
-        classes, base = [transformer.partition(".")[0], pipeline], f"{base}, transformer={transformer}"
+    painting = f"pipeline({arguments}).images[0].save('picture.png')"
+    if result.suffix != ".safetensors":
+        loading = [f"from diffusers import {pipeline}", f"pipeline = {pipeline}.from_pretrained({str(result)!r})"]
+        return "\n".join([*loading, painting])
+    base = base_usage(pipeline, repository, transformer)
+    return "\n".join([*base, f"pipeline.load_lora_weights({str(result)!r})", painting])
+
+
+def lycoris_usage(
+    pipeline: str,
+    repository: Repository,
+    result: Path,
+    arguments: str,
+    component: str,
+    multiplier: float,
+    *,
+    transformer: str = "",
+) -> str:
+    """The same for a LyCORIS adapter, which the library puts into the pipeline's denoiser."""
+    diffusers, loading = base_usage(pipeline, repository, transformer)
     lines = [
-        f"from diffusers import {', '.join(classes if is_adapter else [pipeline])}",
-        f"pipeline = {pipeline}.from_pretrained({base if is_adapter else repr(str(result))})",
-        *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
+        diffusers,
+        "from lycoris import create_lycoris_from_weights",
+        loading,
+        f"network, _ = create_lycoris_from_weights({multiplier:g}, {str(result)!r}, pipeline.{component})",
+        "network.apply_to()",
         f"pipeline({arguments}).images[0].save('picture.png')",
     ]
     return "\n".join(lines)
+
+
+def base_usage(pipeline: str, repository: Repository, transformer: str) -> tuple[str, str]:
+    """The two lines that import and load the base's pipeline."""
+    if not transformer:
+        return f"from diffusers import {pipeline}", f"pipeline = {pipeline}.from_pretrained({repository.arguments})"
+    classes = f"{transformer.partition('.')[0]}, {pipeline}"
+    arguments = f"{repository.arguments}, transformer={transformer}"
+    return f"from diffusers import {classes}", f"pipeline = {pipeline}.from_pretrained({arguments})"

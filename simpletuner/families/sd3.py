@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from simpletuner.config.lycoris import effective
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
@@ -21,7 +22,7 @@ from simpletuner.errors import Problem, UserError
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.repository import Repository
-from simpletuner.families.sd3_encoders import CLIP_TOKENS, Autoencoder, ClipEncoder, T5Encoder, Uncond
+from simpletuner.families.sd3_encoders import CLIP_TOKENS, Autoencoder, ClipEncoder, Storage, T5Encoder, Uncond
 from simpletuner.families.sd3_transformer import Shape, load_single_file, verify_single_file
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ __all__ = ["SD3Options", "StableDiffusion3"]
 
 DENOISER = "transformer"
 DENOISER_CONFIG = f"{DENOISER}/config.json"
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+TEXT_ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+ENDS = ("linear", "linear_1", "linear_2", "context_embedder", "pos_embed.proj", "proj_out")
 LONGEST_T5_TOKENS = 154
 """The cap of SD3's quickstart; no results beyond it are known to us."""
 GUIDANCE, STEPS = 3.0, 28
@@ -86,7 +91,17 @@ class StableDiffusion3(ModelFamily):
         "medium": Flavour("stabilityai/stable-diffusion-3.5-medium", 1024),
         "large": Flavour("stabilityai/stable-diffusion-3.5-large", 1024),
     }
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "joint-attention": (*ATTENTION, *TEXT_ATTENTION),
+        "feed-forward": FEED_FORWARD,
+        "full": (*ATTENTION, *TEXT_ATTENTION, *FEED_FORWARD, *ENDS),
+    }
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn-only": ("Attention",),
+        "attn-mlp": ("Attention", "FeedForward"),
+        "full": ("Linear", "Conv2d"),
+    }
     kept_whole: ClassVar[tuple[str, ...]] = (
         "pos_embed*", "time_text_embed*", "context_embedder", "norm*", "*.norm*", "proj_out"
     )  # fmt: skip
@@ -158,13 +173,19 @@ class StableDiffusion3(ModelFamily):
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:
         options, precision, dtype = self.options, self.run.precision, self.run.dtypes.text
         clip_uncond = options.sd3_clip_uncond_behaviour
+        stored = (
+            precision.text_encoder_1_precision, precision.text_encoder_2_precision, precision.text_encoder_3_precision
+        )  # fmt: skip
+        first, second, third = (
+            Storage(each, precision.quantize_via, self.run.memory.offload_during_startup) for each in stored
+        )
         return (
-            ClipEncoder(self.repository, 1, dtype, precision.text_encoder_1_precision, clip_uncond),
-            ClipEncoder(self.repository, 2, dtype, precision.text_encoder_2_precision, clip_uncond),
+            ClipEncoder(self.repository, 1, dtype, first, clip_uncond),
+            ClipEncoder(self.repository, 2, dtype, second, clip_uncond),
             T5Encoder(
                 self.repository,
                 dtype,
-                precision.text_encoder_3_precision,
+                third,
                 tokens=options.tokenizer_max_length,
                 padding=options.t5_padding,
                 uncond=options.sd3_t5_uncond_behaviour or clip_uncond,
@@ -172,7 +193,13 @@ class StableDiffusion3(ModelFamily):
         )
 
     def image_encoder(self) -> Autoencoder:
-        return Autoencoder(self.repository)
+        memory = self.run.memory
+        return Autoencoder(
+            self.repository,
+            is_tiled=memory.vae_enable_tiling,
+            is_sliced=memory.vae_enable_slicing,
+            is_offloaded=memory.offload_during_startup,
+        )
 
     def load_denoiser(self) -> nn.Module:
         from diffusers import SD3Transformer2DModel
@@ -286,7 +313,7 @@ class StableDiffusion3(ModelFamily):
 
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds], Image]]:
-        autoencoder = Autoencoder(self.repository)
+        autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _embeds: autoencoder.decode(vae(), latents_1CHW)
 
@@ -320,7 +347,11 @@ class StableDiffusion3(ModelFamily):
         if self.single_file is not None:
             base = f"config={self.repository.name!r}, subfolder={DENOISER!r}"
             transformer = f"SD3Transformer2DModel.from_single_file({str(self.single_file)!r}, {base})"
-        return common.usage("StableDiffusion3Pipeline", self.repository, result, arguments, transformer=transformer)
+        whole = ("StableDiffusion3Pipeline", self.repository, result, arguments)
+        if self.run.model.model_type == "lora" and self.run.adapter.lora_type == "lycoris":
+            multiplier = effective(self.run.adapter, self.lycoris_presets)["multiplier"]
+            return common.lycoris_usage(*whole, DENOISER, multiplier, transformer=transformer)
+        return common.usage(*whole, transformer=transformer)
 
     def shot_defaults(self) -> tuple[float, int]:
         return GUIDANCE, STEPS  # the page's guidance; the stock pipeline's steps

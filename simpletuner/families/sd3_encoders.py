@@ -15,18 +15,40 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simpletuner.data.samples import Embeds, Prompt, Recipe, draw_seed
 from simpletuner.families import common
-from simpletuner.families.repository import Repository
+from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-__all__ = ["CLIP_TOKENS", "Autoencoder", "ClipEncoder", "T5Encoder", "Uncond"]
+__all__ = ["CLIP_TOKENS", "Autoencoder", "ClipEncoder", "Storage", "T5Encoder", "Uncond"]
 
 CLIP_TOKENS = 77
+TILE_PX = 512
+"""Edge of the overlapping tiles of `vae_enable_tiling`."""
 
 Uncond = Literal["empty_string", "zero"]
 """What the empty text is that guidance leads away from, and that stands for dropped captions."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How an encoder's weights lie in memory while it is lent."""
+
+    precision: str
+    """`text_encoder_N_precision`."""
+    quantize_via: str
+    is_offloaded: bool
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What of it alters embeds; said only then, so that caches made before there was a choice stay good."""
+        return {} if self.precision == "no_change" else {"precision": self.precision}
+
+    def load(self, model_class: Any, component: Component, dtype: str, device: str) -> nn.Module:
+        """On the CPU, but for what is quantised on the accelerator."""
+        precision, via = self.precision, self.quantize_via
+        return common.load_quantised(model_class, component, dtype, precision=precision, via=via, device=device)
 
 
 @dataclass(frozen=True)
@@ -36,8 +58,7 @@ class ClipEncoder:
     repository: Repository
     number: Literal[1, 2]
     dtype: str
-    stored: str
-    """`text_encoder_N_precision`."""
+    storage: Storage
     uncond: Uncond
 
     @property
@@ -50,30 +71,30 @@ class ClipEncoder:
             "weights": self.repository.fingerprint(f"text_encoder{self.suffix}"),
             "tokenizer": self.repository.fingerprint(f"tokenizer{self.suffix}"),
             "dtype": self.dtype,
-            "stored": self.stored,
             "tokens": CLIP_TOKENS,
             "uncond": self.uncond,
+            **self.storage.facts,
         }
         return Recipe("clip-l" if self.number == 1 else "clip-g", facts)
 
-    def load(self) -> nn.Module:
+    def load(self, device: str) -> nn.Module:
         from transformers import CLIPTextModelWithProjection
 
         weights = self.repository.weights(f"text_encoder{self.suffix}")
-        return common.load_whole(CLIPTextModelWithProjection, weights, self.dtype)
+        return self.storage.load(CLIPTextModelWithProjection, weights, self.dtype, device)
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
         tokenizer = tokenizer_in(self.repository, f"tokenizer{self.suffix}")
-        with common.on_loan(self.load, device) as model:
-            yield lambda prompts: self.encode(model(), tokenizer, prompts)
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.storage.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), tokenizer, prompts, device)
 
-    def encode(self, model: Any, tokenizer: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, tokenizer: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         import torch
 
         ids_BL, _ = tokenised(tokenizer, prompts, CLIP_TOKENS)
         with torch.no_grad():
-            answer = model(ids_BL.to(model.device), output_hidden_states=True)
+            answer = model(ids_BL.to(device), output_hidden_states=True)
         hidden_BLD, pooled_BD = answer.hidden_states[-2].cpu(), answer.text_embeds.cpu()
         embeds = []
         for prompt, hidden_LD, pooled_D in zip(prompts, hidden_BLD, pooled_BD, strict=True):
@@ -89,8 +110,7 @@ class T5Encoder:
 
     repository: Repository
     dtype: str
-    stored: str
-    """`text_encoder_3_precision`."""
+    storage: Storage
     tokens: int
     padding: Literal["unmodified", "zero"]
     uncond: Uncond
@@ -101,30 +121,30 @@ class T5Encoder:
             "weights": self.repository.fingerprint("text_encoder_3"),
             "tokenizer": self.repository.fingerprint("tokenizer_3"),
             "dtype": self.dtype,
-            "stored": self.stored,
             "tokens": self.tokens,
             "padding": self.padding,
             "uncond": self.uncond,
+            **self.storage.facts,
         }
         return Recipe("t5", facts)
 
-    def load(self) -> nn.Module:
+    def load(self, device: str) -> nn.Module:
         from transformers import T5EncoderModel
 
-        return common.load_whole(T5EncoderModel, self.repository.weights("text_encoder_3"), self.dtype)
+        return self.storage.load(T5EncoderModel, self.repository.weights("text_encoder_3"), self.dtype, device)
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
         tokenizer = tokenizer_in(self.repository, "tokenizer_3")
-        with common.on_loan(self.load, device) as model:
-            yield lambda prompts: self.encode(model(), tokenizer, prompts)
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.storage.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), tokenizer, prompts, device)
 
-    def encode(self, model: Any, tokenizer: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, tokenizer: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         import torch
 
         ids_BL, shown_B = tokenised(tokenizer, prompts, self.tokens)
         with torch.no_grad():
-            hidden_BLD = model(ids_BL.to(model.device))[0].cpu()
+            hidden_BLD = model(ids_BL.to(device))[0].cpu()
         embeds = []
         for prompt, hidden_LD, shown in zip(prompts, hidden_BLD, shown_B, strict=True):
             if is_zero(prompt, self.uncond):
@@ -156,9 +176,15 @@ def is_zero(prompt: Prompt, uncond: Uncond) -> bool:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """The autoencoder in float32. A latent is one draw of the posterior, by the picture's own key; shifted, then scaled."""
+    """The autoencoder in float32. A latent is one draw of the posterior, by the picture's own key; shifted, then scaled.
+
+    One picture at a time is no part of the recipe: it is what `vae_batch_size` 1 does, which keeps cached latents too.
+    """
 
     repository: Repository
+    is_tiled: bool
+    is_sliced: bool
+    is_offloaded: bool
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -168,17 +194,26 @@ class Autoencoder:
             "dtype": "float32",
             "shift": config["shift_factor"],
             "scale": config["scaling_factor"],
+            **({"tile_px": TILE_PX} if self.is_tiled else {}),
         }
         return Recipe("sd3-vae", facts)
 
     def load(self) -> nn.Module:
         from diffusers import AutoencoderKL
 
-        return common.load_whole(AutoencoderKL, self.repository.weights("vae"), "float32")
+        vae: Any = common.load_whole(AutoencoderKL, self.repository.weights("vae"), "float32")
+        if self.is_sliced:
+            vae.enable_slicing()
+        if self.is_tiled:
+            vae.enable_tiling()
+            cell_px = 2 ** (len(vae.config.block_out_channels) - 1)
+            # By itself a tile is as large as the pictures that the model was trained on, and none of those would be cut.
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // cell_px
+        return vae
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
-        with common.on_loan(self.load, device) as vae:
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as vae:
             yield lambda pixels_B3HW, keys: self.encode(vae(), pixels_B3HW, keys)
 
     def encode(self, vae: Any, pixels_B3HW: Tensor, keys: Sequence[str]) -> Tensor:

@@ -40,6 +40,8 @@ class Fake:
     }
     default_flavour = "small"
     defaults: Mapping[str, Any] = {"max_grad_norm": 0.1, "vae_batch_size": 3}
+    adapter_presets: Mapping[str, tuple[str, ...]] = {"attention": ("to_q",), "full": ("to_q", "proj")}
+    lycoris_presets: Mapping[str, tuple[str, ...]] = {"attn-mlp": ("Attention", "FeedForward"), "full": ("Linear",)}
     Options: type[Section] = FakeOptions
 
     @classmethod
@@ -49,17 +51,13 @@ class Fake:
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
-        if run.family.fake_strength == 5:  # type: ignore[attr-defined]
-            yield "As strong as it may be."
+        if run.family.fake_strength > 2:  # type: ignore[attr-defined]
+            yield "That is strong."
 
 
 class Other(Fake):
     title = "Other"
     Options = OtherOptions
-
-    @classmethod
-    def check(cls, run: Run) -> Iterable[Problem]:
-        return ()
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:

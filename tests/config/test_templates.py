@@ -40,12 +40,9 @@ def test_the_templates_load_as_they_are_once_the_pictures_are_there(copied: Path
     assert not any("no effect" in notice for notice in run.notices)
 
 
-OPTIMISERS_TO_COME = pytest.mark.xfail(reason="the optimiser rows (issue 4) bring bnb-lion8bit-paged", strict=True)
-
-
 @pytest.mark.parametrize(
     "name",
-    ["sd3.json", "sd3-slg.json", "sd3-stable.json", pytest.param("sd3-low-vram.json", marks=OPTIMISERS_TO_COME), "sd3.env"],
+    ["sd3.json", "sd3-slg.json", "sd3-stable.json", "sd3-low-vram.json", "sd3.env"],
 )
 def test_each_of_sd3s_templates_loads_and_all_of_it_is_obeyed(copied: Path, name: str) -> None:
     entries = read_json(copied / "config" / "multidatabackend.json", copied)

@@ -119,9 +119,6 @@ def test_the_stable_recipe_trains(folder: Path) -> None:
     assert len(losses(train(folder, "stable.json", config))) == 2
 
 
-@pytest.mark.xfail(
-    reason="issue 4's branches bring bnb-lion8bit-paged (optimiser rows) and nf4-bnb (quantised bases)", strict=True
-)
 def test_the_low_memory_recipe_trains(folder: Path) -> None:
     assert len(losses(train(folder, "low-vram.json", template("sd3-low-vram.json")))) == 2
 

@@ -293,7 +293,7 @@ def test_each_step_is_told_with_its_latents(sd3, embeds):
 @pytest.mark.parametrize("alpha", [2, 16])
 def test_the_stock_pipeline_paints_our_adapter_as_the_gallery_does(sd3, tiny_repo, tmp_path, embeds, alpha):
     torch.manual_seed(0)
-    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=list(sd3.adapter_targets), init_lora_weights=False)
+    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=list(sd3.adapter_presets["attention"]), init_lora_weights=False)
     denoiser = inject_adapter_in_model(config, sd3.load_denoiser())
     sd3.save_adapter(get_peft_model_state_dict(denoiser), config.to_dict(), tmp_path)
     with sd3.sampler(denoiser, "cpu") as sample:
