@@ -21,12 +21,13 @@ LEAST_BLOCKS = 7
 
 
 def deepened(family: Any, denoiser: Any) -> list[nn.Module]:
-    """The denoiser's blocks, made more by copies of its last ones where they are few."""
+    """The denoiser's blocks, made more by copies of the first where they are few: the last may be of another kind."""
     blocks = list(family.blocks(denoiser))
     if len(blocks) >= LEAST_BLOCKS:
         return blocks
     [home] = [module for module in denoiser.modules() if isinstance(module, nn.ModuleList) and list(module) == blocks]
-    home.extend(copy.deepcopy(blocks[-1]) for _ in range(LEAST_BLOCKS - len(blocks)))
+    for _ in range(LEAST_BLOCKS - len(blocks)):
+        home.insert(0, copy.deepcopy(blocks[0]))
     return list(family.blocks(denoiser))
 
 
