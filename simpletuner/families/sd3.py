@@ -35,15 +35,14 @@ __all__ = ["SD3Options", "StableDiffusion3"]
 
 DENOISER = "transformer"
 DENOISER_CONFIG = f"{DENOISER}/config.json"
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+TEXT_ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+ENDS = ("linear", "linear_1", "linear_2", "context_embedder", "pos_embed.proj", "proj_out")
 LONGEST_T5_TOKENS = 154
 """The cap of SD3's quickstart; no results beyond it are known to us."""
 GUIDANCE, STEPS = 3.0, 28
 HIGH_GUIDANCE = 5.0
-
-
-PICTURE_ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
-TEXT_ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
-FEED_FORWARD = ("net.0.proj", "net.2")
 
 
 class SD3Options(Section):
@@ -92,24 +91,15 @@ class StableDiffusion3(ModelFamily):
         "large": Flavour("stabilityai/stable-diffusion-3.5-large", 1024),
     }
     adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "attention": PICTURE_ATTENTION,
-        "joint-attention": (*PICTURE_ATTENTION, *TEXT_ATTENTION),
+        "attention": ATTENTION,
+        "joint-attention": (*ATTENTION, *TEXT_ATTENTION),
         "feed-forward": FEED_FORWARD,
-        "full": (
-            *PICTURE_ATTENTION,
-            *TEXT_ATTENTION,
-            *FEED_FORWARD,
-            "linear",
-            "linear_1",
-            "linear_2",
-            "context_embedder",
-            "proj_out",
-        ),
+        "full": (*ATTENTION, *TEXT_ATTENTION, *FEED_FORWARD, *ENDS),
     }
     lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn-only": ("Attention",),
         "attn-mlp": ("Attention", "FeedForward"),
-        "full": ("Linear",),
+        "full": ("Linear", "Conv2d"),
     }
     kept_whole: ClassVar[tuple[str, ...]] = (
         "pos_embed*", "time_text_embed*", "context_embedder", "norm*", "*.norm*", "proj_out"

@@ -82,7 +82,7 @@ def test_the_blocks_shrink_and_what_the_family_names_stays_whole(name: str, make
     family = find()[name](make_run(name))
     whole, denoiser = family.load_denoiser(), quantised_base(family, precision)
     for block, before in zip(family.blocks(denoiser), family.blocks(whole), strict=True):
-        assert stored_bytes(block) < stored_bytes(before) / 2
+        assert stored_bytes(block) < stored_bytes(before) * 0.6  # of float32; SD3's norms have wide layers, which stay whole
     changed = [key for key, module in denoiser.named_modules() if isinstance(module, (QuantisedLinear, QuantisedConv2d))]
     assert not [key for key in changed if any(fnmatchcase(key, pattern) for pattern in family.kept_whole)]
     assert all(any(fnmatchcase(key, pattern) for key, _ in denoiser.named_modules()) for pattern in family.kept_whole)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ class Pictures:
     recipe = Recipe("pictures", {})
 
     @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
         kernel = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 7
 
-        def encode(pixels_BCHW: Tensor) -> Tensor:
+        def encode(pixels_BCHW: Tensor, keys: Sequence[str]) -> Tensor:
             time.sleep(CALL_S)
             return torch.nn.functional.conv2d(pixels_BCHW, kernel, stride=8) * (1 + len(pixels_BCHW) * 1e-3)
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ class Shrink:
     recipe = Recipe("shrink", {})
 
     @contextmanager
-    def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        yield lambda pixels_BCHW: pixels_BCHW[..., 4::8, 4::8]
+    def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
+        yield lambda pixels_BCHW, _keys: pixels_BCHW[..., 4::8, 4::8]
 
 
 def opened(root: Path, **options: Any) -> ImageSet:
