@@ -11,7 +11,7 @@ __all__ = ["holds", "without_effect"]
 
 
 def holds(when: str, values: Mapping[str, Any]) -> bool:
-    """Whether a condition such as "crop=true and crop_aspect=closest|random" or "a>0" is met; "" always is.
+    """Whether a condition such as "crop=true and crop_aspect=closest|random", "a!=x" or "a>0" is met; "" always is.
 
     "or" binds weakest.
     """
@@ -24,8 +24,9 @@ def _one(condition: str, values: Mapping[str, Any]) -> bool:
         name, _, limit = condition.partition(">")
         return float(values[name] or 0) > float(limit)
     name, _, wanted = condition.partition("=")
-    value = values[name]
-    return (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")
+    value = values[name.removesuffix("!")]
+    is_among = (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")
+    return is_among is not name.endswith("!")
 
 
 def without_effect(options: Iterable[Option], written: Iterable[str], values: Mapping[str, Any]) -> list[str]:

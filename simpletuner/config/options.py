@@ -41,10 +41,10 @@ def option(
 ) -> Any:
     """A field of a Section: its default, and what a type cannot say.
 
-    `level` sorts the reference; `when` names the condition under which it is obeyed ("a=x|y and b=true", "c>0"); `also` are
-    other accepted names. `path`: an `input` must exist, an `output` is made, a `repository` is a folder or a
-    hub name. `empty`: the empty string is a value of its own, where it otherwise means unset. `limits` go to pydantic
-    (`ge`, `gt`, ...). A default of None means: derived by `config/derive.py`, or none.
+    `level` sorts the reference; `when` names the condition under which it is obeyed ("a=x|y and b=true", "a!=x", "c>0"); `also`
+    are other accepted names. `path`: an `input` must exist, an `output` is made, a `repository` is a folder or a hub name.
+    `empty`: the empty string is a value of its own, where it otherwise means unset. `limits` go to pydantic (`ge`, `gt`, ...).
+    A default of None means: derived by `config/derive.py`, or none.
     """
     extra: dict[str, Any] = {"level": level, "when": when, "also": also, "path": path, "empty": empty}
     return Field(default, json_schema_extra=extra, **limits)
@@ -102,7 +102,9 @@ class Option:
     @property
     def wants(self) -> str:
         """What it takes, in words: "whole number, at least 1"."""
-        return _wants(self.info.annotation, self.info.metadata)
+        words = _wants(self.info.annotation, self.info.metadata)
+        is_object = all(get_origin(member) is dict for member in members(self.info.annotation))
+        return f'{words}, or "key=value,key=value"' if is_object else words
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -280,17 +280,19 @@ class Engine:
         if self._scaler is not None and state:
             self._scaler.load_state_dict(dict(state))
 
-    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        """The global gradient norm, after which it is at most `max_norm` (0: as it is). Stays on the device."""
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float, *, method: str = "norm") -> Tensor:
+        """The global gradient norm, after which `limit` holds by `grad_clip_method` (0: as it is). Stays on the device."""
         parameters = list(parameters)
         # In float32: torch's own norm keeps the format of the gradients, whose bfloat16 knows three digits. And in one call:
         # a kernel for each of a thousand gradients keeps the host busy.
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        if max_norm > 0:
-            # Torch takes its calls over lists by itself on GPUs only.
-            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=self.device == "cpu" or None)
+        at_once = self.device == "cpu" or None  # torch takes its calls over lists by itself on GPUs only
+        if limit > 0 and method == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=at_once)
+        elif limit > 0:
+            nn.utils.clip_grad_value_(parameters, limit, foreach=at_once)
         return norm
 
     def peak_memory_gib(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from simpletuner.config.options import Section, option
 
@@ -11,7 +11,6 @@ __all__ = ["Precision"]
 Stored = Literal[
     "no_change", "int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao", "nf4-bnb"
 ]
-QUANTISED = "|".join(get_args(Stored)[1:])
 
 
 class Precision(Section):
@@ -26,7 +25,7 @@ class Precision(Section):
     about a quarter, `int2-quanto` in less, at a price in quality. What is trained keeps its own format; `model_type=full`
     trains the base itself, and takes only `no_change`."""
 
-    base_model_default_dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, when=f"base_model_precision={QUANTISED}")
+    base_model_default_dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, when="base_model_precision!=no_change")
     """Format of those weights of a quantised base that stay whole (norms and the like), and of its arithmetic.
     Unset: that of `mixed_precision`; with `no`: bf16 where the hardware has it, else fp32."""
 
@@ -34,6 +33,6 @@ class Precision(Section):
     """Store the first text encoder in fewer bits while prompts are encoded. Embeds change a little, so they are cached anew."""
 
     quantize_via: Literal["accelerator", "cpu"] = option(
-        "accelerator", when=f"base_model_precision={QUANTISED} or text_encoder_1_precision={QUANTISED}"
+        "accelerator", when="base_model_precision!=no_change or text_encoder_1_precision!=no_change"
     )
     """Where weights are quantised. `cpu` never has an unquantised layer on the device, for cards of 16 GB and less."""
