@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.config.hardware import missing_kernels
+from simpletuner.config.hardware import COMPILERS, has_compiler, missing_kernels
 from simpletuner.config.run import Run
 from simpletuner.errors import Problem
 
@@ -14,12 +14,20 @@ HALF = ("float16", "bfloat16")
 AMPERE = (8, 0)
 CUDA_ATTENTION = ("native-efficient", "cudnn")
 """Attention kernels that only CUDA has; flash and the plain one are on the CPU too."""
+DIFFUSERS = 'Set it to "diffusers", which takes the best kernel that there is.'
 
 
 def check(run: Run) -> Iterator[Problem]:
     """What is wrong on any machine."""
     if run.memory.enable_group_offload:
         yield from _offload(run)
+    if run.kernels.attention_mechanism == "sageattention":
+        yield Problem(
+            "attention_mechanism",
+            '`attention_mechanism` is "sageattention".',
+            "it has no backward pass to train through, and serves only some sizes of attention heads: not Sana's 32 and 112.",
+            DIFFUSERS,
+        )
     if run.kernels.dynamo_backend != "no" and run.model.model_type == "lora" and run.adapter.use_dora:
         yield Problem(
             "dynamo_backend",
@@ -72,10 +80,17 @@ def check_hardware(run: Run) -> Iterator[Problem]:
             "it records CUDA's calls.",
             'Set it to "inductor" or "no".',
         )
+    elif run.kernels.dynamo_backend == "inductor" and not has_compiler():
+        yield Problem(
+            "dynamo_backend",
+            f'`dynamo_backend` is "inductor", and there is no C++ compiler ({", ".join(COMPILERS)}).',
+            "it writes code that one has to translate.",
+            'Install one, or set it to "no".',
+        )
     if (why := _lacks_kernel(run)) and run.kernels.attention_mechanism != "diffusers":
         mechanism = run.kernels.attention_mechanism
         what = f'`attention_mechanism` is "{mechanism}", which this run cannot use on {run.hardware.name or device}.'
-        yield Problem("attention_mechanism", what, why, 'Set it to "diffusers", which takes the best kernel that there is.')
+        yield Problem("attention_mechanism", what, why, DIFFUSERS)
 
 
 def _lacks_kernel(run: Run) -> str:

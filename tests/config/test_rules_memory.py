@@ -79,8 +79,19 @@ def test_one_that_is_there_passes(project: Project, mechanism: str, hardware: Ha
     assert run.kernels.attention_mechanism == mechanism
 
 
+def test_sage_attention_is_refused_with_the_reason(project: Project) -> None:
+    assert "no backward pass" in project.problem("attention_mechanism=sageattention")
+
+
 def test_dora_is_not_compiled(project: Project) -> None:
     assert "breaks each block" in project.problem("dynamo_backend=inductor", "use_dora=true")
+
+
+def test_inductor_without_a_compiler_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert project.run("dynamo_backend=inductor").kernels.dynamo_backend == "inductor"
+    monkeypatch.setenv("PATH", "")
+    assert "there is no C++ compiler" in refused(project, H100, "dynamo_backend=inductor")
+    assert project.run("dynamo_backend=aot_eager").kernels.dynamo_backend == "aot_eager"
 
 
 def test_cuda_graphs_need_cuda(project: Project) -> None:
