@@ -20,13 +20,14 @@ def holds(when: str, values: Mapping[str, Any]) -> bool:
 
 
 def _one(condition: str, values: Mapping[str, Any]) -> bool:
+    if "!=" in condition:
+        return not _one(condition.replace("!=", "="), values)
     if ">" in condition:
         name, _, limit = condition.partition(">")
         return float(values[name] or 0) > float(limit)
     name, _, wanted = condition.partition("=")
-    value = values[name.removesuffix("!")]
-    is_among = (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")
-    return is_among is not name.endswith("!")
+    value = values[name]
+    return (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")
 
 
 def without_effect(options: Iterable[Option], written: Iterable[str], values: Mapping[str, Any]) -> list[str]:
