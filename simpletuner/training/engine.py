@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -192,7 +193,10 @@ class Engine:
         memory = self._run.memory
         if memory.enable_group_offload:
             self._offload(family, denoiser)
-        self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
+        with warnings.catch_warnings():
+            # Torch 2.13 deprecates `broadcast_buffers` with the advice to keep it off until there is an `init_sync_buffers`.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
         return self._predict
 
     def _offload(self, family: ModelFamily, denoiser: nn.Module) -> None:
