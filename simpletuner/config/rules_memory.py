@@ -8,7 +8,7 @@ from simpletuner.config.hardware import COMPILERS, has_compiler, missing_kernels
 from simpletuner.config.run import Run
 from simpletuner.errors import Problem
 
-__all__ = ["check", "check_hardware", "notices"]
+__all__ = ["check", "check_hardware", "notices", "savings"]
 
 HALF = ("float16", "bfloat16")
 AMPERE = (8, 0)
@@ -122,3 +122,23 @@ def notices(run: Run) -> Iterator[str]:
     has_tf32 = device == "cuda" and (run.hardware.capability is None or run.hardware.capability >= AMPERE)
     if run.kernels.disable_tf32 and not has_tf32:
         yield f"`disable_tf32` has no effect here: {run.hardware.name or device} has no TF32."
+
+
+def savings(run: Run) -> Iterator[str]:
+    """What to change where the device's memory is full: only what is not so already, what costs least first."""
+    memory, is_adapter = run.memory, run.model.model_type == "lora"
+    if run.training.train_batch_size > 1:
+        yield "lower train_batch_size (gradient_accumulation_steps makes up for it)"
+    if not memory.gradient_checkpointing or memory.gradient_checkpointing_interval > 1:
+        yield "set gradient_checkpointing to true and gradient_checkpointing_interval to 1"
+    if is_adapter and run.precision.base_model_precision == "no_change":
+        yield "store the base in fewer bits (base_model_precision)"
+    if is_adapter and not memory.enable_group_offload:
+        yield "keep the base in ordinary memory (enable_group_offload)"
+    if not is_adapter:
+        yield 'train an adapter (model_type "lora") in place of the whole model'
+    if not memory.offload_during_startup:
+        yield "if it happened while prompts or pictures were encoded: offload_during_startup"
+    if not memory.vae_enable_tiling:
+        yield "if it happened while pictures were encoded or painted: vae_enable_tiling"
+    yield "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simpletuner.config.rules_memory import savings
 from simpletuner.config.run import Hardware, Run
 from simpletuner.data.samples import Cond
 from simpletuner.errors import Interrupted, RunError, UserError
@@ -138,8 +139,7 @@ class Engine:
             raise RunError(
                 "The memory of the device is full.",
                 why=str(error).splitlines()[0],
-                mend="lower train_batch_size (gradient_accumulation_steps makes up for it), vae_batch_size or the resolution; "
-                "keep gradient_checkpointing on; render smaller pictures (validation_resolution). What was saved is whole.",
+                mend=f"{'; or '.join(savings(self._run))}. What was saved is whole.",
             ) from error
         # A rank that leaves early makes the launcher end the others. After an error there is nobody to wait for.
         if error is None or isinstance(error, Interrupted):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from simpletuner.config.rules_memory import savings
 from simpletuner.config.run import Hardware
 from simpletuner.errors import ConfigError
 
@@ -131,3 +132,16 @@ def test_what_changes_something_is_not(project: Project) -> None:
 
 def test_a_familys_own_notices_are_told(project: Project) -> None:
     assert "That is strong." in project.run("fake_strength=3").notices
+
+
+def test_only_savings_that_are_still_to_be_had_are_named(project: Project) -> None:
+    frugal = ("base_model_precision=nf4-bnb", OFFLOAD, "offload_during_startup=true", "vae_enable_tiling=true")
+    assert list(savings(project.run(*frugal))) == [
+        "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"
+    ]
+    lavish = "; ".join(savings(project.run("train_batch_size=4", "gradient_checkpointing_interval=2")))
+    for name in ("train_batch_size", "gradient_checkpointing_interval", "base_model_precision", "enable_group_offload"):
+        assert name in lavish
+    full = "; ".join(savings(project.run("model_type=full")))
+    assert "base_model_precision" not in full
+    assert 'model_type "lora"' in full

@@ -76,7 +76,7 @@ def test_one_process_agrees_with_itself(tmp_path: Path) -> None:
 
 def test_a_full_memory_is_told_with_what_to_change(tmp_path: Path) -> None:
     def fill() -> None:
-        with Engine(make_run(tmp_path)):
+        with Engine(make_run(tmp_path, train_batch_size=2)):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     with pytest.raises(RunError, match=r"memory of the device is full(.|\n)*20.00 GiB(.|\n)*train_batch_size"):
