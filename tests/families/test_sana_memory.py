@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 
 from benchmarks.counting import PeakBytes
 from simpletuner.data.samples import Prompt
@@ -62,13 +63,18 @@ def test_pictures_are_decoded_in_tiles_too(make_run):
     assert counted.peak < 0.8 * whole.peak
 
 
-def test_offloaded_encoders_give_the_same_embeds_and_latents(make_run):
+def test_offloaded_encoders_give_the_same_embeds_and_latents(make_run, monkeypatch):
+    visits, bring = [], ModuleGroup.onload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (visits.append(group), bring(group)))
     results = []
     for is_offloaded in (False, True):
         family = Sana(make_run("sana", offload_during_startup=is_offloaded))
         [text_encoder] = family.text_encoders()
         with text_encoder.lent("cpu") as encode:
             [embeds] = encode([Prompt("a cat")])
+        assert bool(visits) is is_offloaded
+        visits.clear()
         with family.image_encoder().lent("cpu") as encode_pictures:
             results.append((embeds["prompt_LD"], encode_pictures(pictures(128))))
+        assert bool(visits) is is_offloaded
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
