@@ -80,13 +80,14 @@ def _wants_flavour(values: Mapping[str, Any]) -> bool:
 
 
 def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Iterator[str]:
-    written = known.written
+    written, machine = known.written, hardware.name or hardware.device
     if values["mixed_precision"] == "no" and known.values["mixed_precision"] is None:
-        yield f"mixed_precision is no: this machine ({hardware.device}) has no fast bf16."
+        other = ' "fp16" is quicker there, and needs half the memory.' if hardware.device == "cuda" else ""
+        yield f"mixed_precision is no: this machine ({machine}) has no fast bf16.{other}"
     if values["mixed_precision"] == "bf16" and not hardware.has_bf16:
-        yield f"mixed_precision is bf16, as asked; this machine ({hardware.device}) has no fast bf16, so steps will be slow."
-    if values["mixed_precision"] == "no" and values["optimizer"] == "adamw_bf16":
-        yield "adamw_bf16 keeps float32 weights here, since mixed_precision is no."
+        yield f"mixed_precision is bf16, as asked; this machine ({machine}) has no fast bf16, so steps will be slow."
+    if values["mixed_precision"] != "bf16" and values["optimizer"] == "adamw_bf16":
+        yield f"adamw_bf16 keeps float32 weights here, since mixed_precision is {values['mixed_precision']}."
     yield from _optimizer_notices(values, hardware)
     if "model_flavour" not in written and values["model_flavour"] is not None:
         yield f"model_flavour is {values['model_flavour']}: no model was named."
@@ -116,8 +117,8 @@ def _length_notices(values: Mapping[str, Any], *, is_written: bool) -> Iterator[
         yield f"Training ends after {steps} steps or {epochs:g} epochs, whichever comes first."
     if not is_written and not epochs:
         yield f"Training ends after {DEFAULT_STEPS} steps: neither max_train_steps nor num_train_epochs is set."
-    if steps and warmup >= steps:
-        yield f"lr_warmup_steps {warmup} is not less than max_train_steps {steps}: the full learning rate is never used."
+    if steps and warmup > steps and values["lr_scheduler"] != "constant":
+        yield f"lr_warmup_steps {warmup} is more than max_train_steps {steps}: the full learning rate is never reached."
 
 
 def derive_image(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ __all__ = ["holds", "without_effect"]
 
 
 def holds(when: str, values: Mapping[str, Any]) -> bool:
-    """Whether a condition such as "crop=true and crop_aspect=closest|random" or "a>0" is met; "" always is.
+    """Whether a condition such as "crop=true and crop_aspect=closest|random", "a!=x" or "a>0" is met; "" always is.
 
     A name alone is met where that option is set. "or" binds weakest.
     """
@@ -20,6 +20,8 @@ def holds(when: str, values: Mapping[str, Any]) -> bool:
 
 
 def _one(condition: str, values: Mapping[str, Any]) -> bool:
+    if "!=" in condition:
+        return not _one(condition.replace("!=", "="), values)
     if ">" in condition:
         name, _, limit = condition.partition(">")
         return float(values[name] or 0) > float(limit)

@@ -1,15 +1,19 @@
-"""Whether the installed torch has kernels for the card that is there, as a pure function of what both say of themselves."""
+"""What the machine lacks: kernels of the installed torch for its card, as a pure function of what both say of themselves; or a
+compiler."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 
 from simpletuner.config.run import Hardware
 from simpletuner.errors import Problem
 
-__all__ = ["has_kernels", "missing_kernels"]
+__all__ = ["COMPILERS", "has_compiler", "has_kernels", "missing_kernels"]
 
+COMPILERS = ("c++", "g++", "clang++", "cl")
+"""What torch.compile may call."""
 OLD_CARDS, NEW_CARDS = "cu126", "cu130"
 """Builds of torch: the last CUDA whose wheels hold Maxwell, Pascal and Volta, and one that holds Turing to Blackwell."""
 TURING = (7, 5)
@@ -52,6 +56,11 @@ def has_kernels(capability: tuple[int, int], built_for: tuple[str, ...]) -> bool
         if own == capability or (not exact and own <= capability and (kind == "compute" or own[0] == capability[0])):
             return True
     return False
+
+
+def has_compiler() -> bool:
+    """Whether there is a compiler for what torch.compile writes."""
+    return any(map(shutil.which, COMPILERS))
 
 
 def _generation(capability: tuple[int, int]) -> str:

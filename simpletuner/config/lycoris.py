@@ -5,12 +5,14 @@ Which layers its names match needs the denoiser: `training/lycoris.py` sees to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simpletuner.config.run import Run
 from simpletuner.config.sections import Adapter
+from simpletuner.config.settings import POSITIVE, SHARE, SWITCH, WHOLE, Setting
 from simpletuner.config.sources import read_json
 from simpletuner.config.spelling import nearest
 from simpletuner.errors import ConfigError, Problem
@@ -44,43 +46,21 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {
 }
 """Algorithm -> the settings that it obeys. The library's others wait until our tests prove that they train and load."""
 
-Judge = Callable[[Any], bool]
+ALGO = Setting(f"one of {', '.join(ALGORITHMS)}", lambda value: isinstance(value, str) and value in ALGORITHMS)
+SPLIT = Setting("whole number, at least 1, or -1 for the most even split", lambda value: WHOLE.fits(value) or value == -1)
+NAMES = Setting("list of names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
+OBJECT = Setting("object", lambda value: isinstance(value, dict))
+OFF = Setting("false, since what it does could not be resumed or loaded elsewhere exactly", lambda value: value is False)
+ON = Setting("true, since its opposite could not be loaded elsewhere", lambda value: value is True)
 
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-WHOLE: tuple[Judge, str] = (lambda value: _is_whole(value) and value > 0, "a whole number, at least 1")
-ABOVE: tuple[Judge, str] = (lambda value: _is_number(value) and value > 0, "a number above 0")
-SHARE: tuple[Judge, str] = (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
-SWITCH: tuple[Judge, str] = (lambda value: isinstance(value, bool), "true or false")
-FACTOR: tuple[Judge, str] = (
-    lambda value: _is_whole(value) and (value == -1 or value > 0),
-    "a whole number above 0, or -1 for the most even split",
-)
-ALGO: tuple[Judge, str] = (lambda value: value in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}")
-NAMES: tuple[Judge, str] = (_is_names, "a list of names")
-OBJECT: tuple[Judge, str] = (lambda value: isinstance(value, dict), "an object")
-OFF: tuple[Judge, str] = (lambda value: value is False, "false: what it does could not be resumed or loaded elsewhere exactly")
-ON: tuple[Judge, str] = (lambda value: value is True, "true: its opposite could not be loaded elsewhere")
-
-SETTINGS: Mapping[str, tuple[Judge, str]] = {
+SETTINGS: Mapping[str, Setting] = {
     "algo": ALGO,
-    "multiplier": ABOVE,
+    "multiplier": POSITIVE,
     "linear_dim": WHOLE,
-    "linear_alpha": ABOVE,
+    "linear_alpha": POSITIVE,
     "conv_dim": WHOLE,
-    "conv_alpha": ABOVE,
-    "factor": FACTOR,
+    "conv_alpha": POSITIVE,
+    "factor": SPLIT,
     "dropout": SHARE,
     "rank_dropout": SHARE,
     "module_dropout": SHARE,
@@ -93,9 +73,9 @@ SETTINGS: Mapping[str, tuple[Judge, str]] = {
     "use_scalar": OFF,
     "unbalanced_factorization": OFF,
     "train_norm": OFF,
-    "apply_preset": (lambda value: isinstance(value, dict | str), "an object, or the name of a preset"),
+    "apply_preset": Setting("object, or the name of a preset", lambda value: isinstance(value, dict | str)),
 }
-PRESET: Mapping[str, tuple[Judge, str]] = {
+PRESET: Mapping[str, Setting] = {
     "target_module": NAMES,
     "target_name": NAMES,
     "module_algo_map": OBJECT,
@@ -103,13 +83,13 @@ PRESET: Mapping[str, tuple[Judge, str]] = {
     "exclude_name": NAMES,
     "enable_conv": SWITCH,
     "use_fnmatch": SWITCH,
-    "lora_prefix": (lambda value: value == "lycoris", '"lycoris": the library finds its weights by that'),
+    "lora_prefix": Setting('"lycoris", by which the library finds its weights', lambda value: value == "lycoris"),
 }
-LAYER: Mapping[str, tuple[Judge, str]] = {
+LAYER: Mapping[str, Setting] = {
     "algo": ALGO,
     "dim": WHOLE,
-    "alpha": ABOVE,
-    "factor": FACTOR,
+    "alpha": POSITIVE,
+    "factor": SPLIT,
     "full_matrix": SWITCH,
     "decompose_both": SWITCH,
 }
@@ -123,8 +103,12 @@ def settings_of(adapter: Adapter) -> dict[str, Any]:
     content = read_json(Path(written).absolute(), Path.cwd()) if isinstance(written, str) else written
     if not isinstance(content, dict):
         what = f"{written} holds no object."
-        raise ConfigError([Problem("lycoris_config", what, 'it is such as {"algo": "lokr", "factor": 16}.')])
-    return {key: value for key, value in content.items() if value is not None}
+        mend = 'Write such as {"algo": "lokr", "factor": 16}.'
+        raise ConfigError([Problem("lycoris_config", what, "its settings have names.", mend)])
+    settings = {key: value for key, value in content.items() if value is not None}
+    if isinstance(settings.get("algo"), str):
+        settings["algo"] = settings["algo"].lower()  # as the library takes it
+    return settings
 
 
 def effective(adapter: Adapter, presets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -142,7 +126,7 @@ def effective(adapter: Adapter, presets: Mapping[str, Sequence[str]]) -> dict[st
 def wasted(settings: Mapping[str, Any]) -> list[str]:
     """Settings that the chosen algorithms do not look at."""
     obeyed = {key for algo in _algorithms(settings) for key in ALGORITHMS[algo]}
-    neutral = {key for key, (judge, _) in SETTINGS.items() if judge in (OFF[0], ON[0])}
+    neutral = {key for key, setting in SETTINGS.items() if setting in (OFF, ON)}
     return sorted(key for key in settings if key not in obeyed | neutral and settings[key] is not False)
 
 
@@ -153,7 +137,7 @@ def lycoris_problems(run: Run, presets: Mapping[str, Sequence[str]]) -> Iterator
     try:
         settings = settings_of(run.adapter)
     except ConfigError as error:
-        yield from (Problem("lycoris_config", one.what, one.why, one.mend) for one in error.problems)
+        yield from (Problem("lycoris_config", f"`lycoris_config`: {one.what}", one.why, one.mend) for one in error.problems)
         return
     problems = [*_judged(settings, SETTINGS, ""), *_preset(settings.get("apply_preset", {}), presets)]
     yield from problems
@@ -161,16 +145,16 @@ def lycoris_problems(run: Run, presets: Mapping[str, Sequence[str]]) -> Iterator
         yield from _together(run, settings)
 
 
-def _judged(values: Mapping[str, Any], known: Mapping[str, tuple[Judge, str]], path: str) -> Iterator[Problem]:
+def _judged(values: Mapping[str, Any], known: Mapping[str, Setting], path: str) -> Iterator[Problem]:
     for key, value in values.items():
         if key not in known:
             near = nearest(key, known)
             mend = f"Did you mean `{near}`?" if near else "Remove it."
             yield _problem(f"it has no setting `{path}{key}`", f"known there: {', '.join(known)}.", mend)
-        elif not known[key][0](value):
+        elif not known[key].fits(value):
             near = nearest(str(value), ALGORITHMS) if key == "algo" else None
             mend = f'Did you mean "{near}"?' if near else ""
-            yield _problem(f"`{path}{key}` is {value!r}", f"it takes: {known[key][1]}.", mend)
+            yield _problem(f"`{path}{key}` is {json.dumps(value, default=str)}", f"it takes: {known[key].words}.", mend)
 
 
 def _preset(preset: Any, presets: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
@@ -190,7 +174,7 @@ def _preset(preset: Any, presets: Mapping[str, Sequence[str]]) -> Iterator[Probl
             if isinstance(layer, dict):
                 yield from _judged(layer, LAYER, f"{path}.")
             else:
-                yield _problem(f"`{path}` is {layer!r}", 'it takes: an object such as {"factor": 8}.')
+                yield _problem(f"`{path}` is {json.dumps(layer, default=str)}", 'it takes: object such as {"factor": 8}.')
 
 
 def _together(run: Run, settings: Mapping[str, Any]) -> Iterator[Problem]:
@@ -206,7 +190,7 @@ def _together(run: Run, settings: Mapping[str, Any]) -> Iterator[Problem]:
             yield _problem('`algo` "full" cannot train here', why, 'Take "lokr", or set `base_model_precision` to no_change.')
         if rebuilds or decomposes:
             name = "dora_wd" if decomposes else "bypass_mode"
-            yield _problem(f"`{name}` is {str(settings[name]).lower()}", why, f"Remove `{name}`.")
+            yield _problem(f"`{name}` is {json.dumps(settings[name])}", why, f"Remove `{name}`.")
     if decomposes and settings.get("bypass_mode"):
         why = "weights are decomposed (`dora_wd`) as a whole, which bypassing never builds."
         yield _problem("`bypass_mode` and `dora_wd` are both true", why, "Remove one of them.")
@@ -216,7 +200,7 @@ def _together(run: Run, settings: Mapping[str, Any]) -> Iterator[Problem]:
                 "dropouts act on what an adapter adds to its layer's answer; where weights are rebuilt there is no such thing."
             )
             other = "dora_wd" if decomposes else "bypass_mode"
-            yield _problem(f"`{name}` is {settings[name]} beside `{other}`", why, f"Remove `{name}` or `{other}`.")
+            yield _problem(f"`{name}` is {json.dumps(settings[name])} beside `{other}`", why, f"Remove `{name}` or `{other}`.")
 
 
 def _algorithms(settings: Mapping[str, Any]) -> set[str]:
@@ -229,4 +213,4 @@ def _algorithms(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _problem(what: str, why: str, mend: str = "") -> Problem:
-    return Problem("lycoris_config", f"`lycoris_config`: {what}.", why, mend or "Correct it.")
+    return Problem("lycoris_config", f"`lycoris_config`: {what}.", why, mend or "Write such a value, or leave it out.")

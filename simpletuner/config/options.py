@@ -102,7 +102,9 @@ class Option:
     @property
     def wants(self) -> str:
         """What it takes, in words: "whole number, at least 1"."""
-        return _wants(self.info.annotation, self.info.metadata)
+        words = _wants(self.info.annotation, self.info.metadata)
+        is_object = all(get_origin(member) is dict for member in members(self.info.annotation))
+        return f'{words}, or "key=value,key=value"' if is_object else words
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from simpletuner.config import rules_memory
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.hardware import COMPILERS, has_compiler
 from simpletuner.config.lycoris import lycoris_problems
 from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Hardware, Run
@@ -18,9 +19,6 @@ from simpletuner.config.vocabulary import FamilyFacts
 from simpletuner.errors import Problem, missing
 
 __all__ = ["check", "check_adapter", "judge"]
-
-COMPILERS = ("c++", "g++", "clang++", "cl")
-"""What torch.compile may call."""
 
 MANIFESTS = ("vae", "aspect", "metadata", "text")
 """What `skip_file_discovery` may name."""
@@ -67,6 +65,8 @@ def check_adapter(run: Run, family: FamilyFacts) -> Iterator[Problem]:
     if adapter.peft_lora_target_modules == ():
         what = "`peft_lora_target_modules` is an empty list."
         yield Problem("peft_lora_target_modules", what, "no layer would get an adapter.", "Name layers, or remove it.")
+    if adapter.lora_type == "lycoris" and (problem := missing("lycoris", option="lora_type=lycoris", extra="lycoris")):
+        yield problem
     yield from lycoris_problems(run, family.lycoris_presets)
 
 
@@ -99,7 +99,8 @@ def _optimizer(run: Run) -> Iterator[Problem]:
             yield Problem("optimizer_config", f"`optimizer_config`: {name} has no setting `{key}`.", why, mend)
         elif not row.accepts[key].fits(value):
             why = f"it takes: {row.accepts[key].words}."
-            yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", why)
+            what = f"`optimizer_config`: `{key}` is {json.dumps(value, default=str)}."
+            yield Problem("optimizer_config", what, why, "Write such a value, or leave it out.")
     package = row.target.partition(":")[0].partition(".")[0]
     if row.extra and (problem := missing(package, option=f"optimizer={name}", extra=row.extra)):
         yield problem
@@ -119,7 +120,7 @@ def _optimizer_hardware(name: str, row: OptimizerRow, hardware: Hardware) -> Ite
         needs, has = (".".join(map(str, pair)) for pair in (row.capability, hardware.capability))
         what = f"`optimizer` {name} needs a card of compute capability {needs}; this one has {has}."
         yield Problem("optimizer", what, "older ones have no kernels for its 8-bit floats.", mend)
-    if row.is_compiled and not any(map(shutil.which, COMPILERS)):
+    if row.is_compiled and not has_compiler():
         what = f"`optimizer` {name} compiles its step, and there is no C++ compiler ({', '.join(COMPILERS)})."
         yield Problem("optimizer", what, "torch.compile calls one.", f'Install one, or set "optimizer" to "{row.instead}".')
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.config.hardware import missing_kernels
+from simpletuner.config.hardware import COMPILERS, has_compiler, missing_kernels
 from simpletuner.config.run import Run
 from simpletuner.errors import Problem
 
-__all__ = ["check", "check_hardware", "notices"]
+__all__ = ["check", "check_hardware", "notices", "savings"]
 
 HALF = ("float16", "bfloat16")
 AMPERE = (8, 0)
 CUDA_ATTENTION = ("native-efficient", "cudnn")
 """Attention kernels that only CUDA has; flash and the plain one are on the CPU too."""
+DIFFUSERS = 'Set it to "diffusers", which takes the best kernel that there is.'
 
 
 def check(run: Run) -> Iterator[Problem]:
     """What is wrong on any machine."""
     if run.memory.enable_group_offload:
         yield from _offload(run)
+    if run.kernels.attention_mechanism == "sageattention":
+        yield Problem(
+            "attention_mechanism",
+            '`attention_mechanism` is "sageattention".',
+            "it has no backward pass to train through, and serves only some sizes of attention heads: not Sana's 32 and 112.",
+            DIFFUSERS,
+        )
     if run.kernels.dynamo_backend != "no" and run.model.model_type == "lora" and run.adapter.use_dora:
         yield Problem(
             "dynamo_backend",
@@ -72,10 +80,17 @@ def check_hardware(run: Run) -> Iterator[Problem]:
             "it records CUDA's calls.",
             'Set it to "inductor" or "no".',
         )
+    elif run.kernels.dynamo_backend == "inductor" and not has_compiler():
+        yield Problem(
+            "dynamo_backend",
+            f'`dynamo_backend` is "inductor", and there is no C++ compiler ({", ".join(COMPILERS)}).',
+            "it writes code that one has to translate.",
+            'Install one, or set it to "no".',
+        )
     if (why := _lacks_kernel(run)) and run.kernels.attention_mechanism != "diffusers":
         mechanism = run.kernels.attention_mechanism
         what = f'`attention_mechanism` is "{mechanism}", which this run cannot use on {run.hardware.name or device}.'
-        yield Problem("attention_mechanism", what, why, 'Set it to "diffusers", which takes the best kernel that there is.')
+        yield Problem("attention_mechanism", what, why, DIFFUSERS)
 
 
 def _lacks_kernel(run: Run) -> str:
@@ -107,3 +122,23 @@ def notices(run: Run) -> Iterator[str]:
     has_tf32 = device == "cuda" and (run.hardware.capability is None or run.hardware.capability >= AMPERE)
     if run.kernels.disable_tf32 and not has_tf32:
         yield f"`disable_tf32` has no effect here: {run.hardware.name or device} has no TF32."
+
+
+def savings(run: Run) -> Iterator[str]:
+    """What to change where the device's memory is full: only what is not so already, what costs least first."""
+    memory, is_adapter = run.memory, run.model.model_type == "lora"
+    if run.training.train_batch_size > 1:
+        yield "lower train_batch_size (gradient_accumulation_steps makes up for it)"
+    if not memory.gradient_checkpointing or memory.gradient_checkpointing_interval > 1:
+        yield "set gradient_checkpointing to true and gradient_checkpointing_interval to 1"
+    if is_adapter and run.precision.base_model_precision == "no_change":
+        yield "store the base in fewer bits (base_model_precision)"
+    if is_adapter and not memory.enable_group_offload:
+        yield "keep the base in ordinary memory (enable_group_offload)"
+    if not is_adapter:
+        yield 'train an adapter (model_type "lora") in place of the whole model'
+    if not memory.offload_during_startup:
+        yield "if it happened while prompts or pictures were encoded: offload_during_startup"
+    if not memory.vae_enable_tiling:
+        yield "if it happened while pictures were encoded or painted: vae_enable_tiling"
+    yield "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"

@@ -60,11 +60,13 @@ class MissingVariableError(ValueError):
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant by a mistyped one."""
-    known = sorted(names)
-    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
-    found = [*begun, *difflib.get_close_matches(word, known, 1, 0.8)]
-    return found[0] if found else None
+    """The name that was probably meant by a mistyped one, by its beginning, or by its end after a dash. Case does not count."""
+    known = {name.lower(): name for name in sorted(names)}
+    meant = word.lower()
+    parts = [name for name in known if len(meant) > 2 and name.startswith(meant)]
+    parts += [name for name in known if len(meant) > 2 and name.endswith(f"-{meant}")]
+    found = [*parts, *difflib.get_close_matches(meant, known, 1, 0.8)]
+    return known[found[0]] if found else None
 
 
 # keys
@@ -157,7 +159,7 @@ def _list(text: str, kind: Any) -> list[Any] | None:
 
 
 def _object(text: str, _kind: Any) -> dict[str, Any] | None:
-    """A JSON object, or "k=v,k=v"; an item without "=" continues the value before it ("betas=0.9,0.99")."""
+    """A JSON object, or "k=v,k=v"; an item without "=" continues the value before it ("betas=0.9,0.99", "betas=(0.9,0.99)")."""
     if text.lstrip().startswith("{"):
         return _json(text, dict)
     lists: dict[str, list[str]] = {}
@@ -173,8 +175,9 @@ def _object(text: str, _kind: Any) -> dict[str, Any] | None:
 
 
 def _scalar(text: str) -> Any:
+    text = text.strip(" ()[]")
     number = _number(text)
-    return _WORDS.get(text.strip().lower(), text.strip()) if number is None else number
+    return _WORDS.get(text.lower(), text) if number is None else number
 
 
 def _json(text: str, kind: type) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simpletuner.config.rules_memory import savings
 from simpletuner.config.run import Hardware, Run
 from simpletuner.data.samples import Cond
 from simpletuner.errors import Interrupted, RunError, UserError
@@ -137,8 +139,7 @@ class Engine:
             raise RunError(
                 "The memory of the device is full.",
                 why=str(error).splitlines()[0],
-                mend="lower train_batch_size (gradient_accumulation_steps makes up for it), vae_batch_size or the resolution; "
-                "keep gradient_checkpointing on; render smaller pictures (validation_resolution). What was saved is whole.",
+                mend=f"{'; or '.join(savings(self._run))}. What was saved is whole.",
             ) from error
         # A rank that leaves early makes the launcher end the others. After an error there is nobody to wait for.
         if error is None or isinstance(error, Interrupted):
@@ -192,7 +193,10 @@ class Engine:
         memory = self._run.memory
         if memory.enable_group_offload:
             self._offload(family, denoiser)
-        self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
+        with warnings.catch_warnings():
+            # Torch 2.13 deprecates `broadcast_buffers` with the advice to keep it off until there is an `init_sync_buffers`.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
         return self._predict
 
     def _offload(self, family: ModelFamily, denoiser: nn.Module) -> None:
@@ -280,17 +284,19 @@ class Engine:
         if self._scaler is not None and state:
             self._scaler.load_state_dict(dict(state))
 
-    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        """The global gradient norm, after which it is at most `max_norm` (0: as it is). Stays on the device."""
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float, *, method: str = "norm") -> Tensor:
+        """The global gradient norm, after which `limit` holds by `grad_clip_method` (0: as it is). Stays on the device."""
         parameters = list(parameters)
         # In float32: torch's own norm keeps the format of the gradients, whose bfloat16 knows three digits. And in one call:
         # a kernel for each of a thousand gradients keeps the host busy.
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        if max_norm > 0:
-            # Torch takes its calls over lists by itself on GPUs only.
-            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=self.device == "cpu" or None)
+        at_once = self.device == "cpu" or None  # torch takes its calls over lists by itself on GPUs only
+        if limit > 0 and method == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=at_once)
+        elif limit > 0:
+            nn.utils.clip_grad_value_(parameters, limit, foreach=at_once)
         return norm
 
     def peak_memory_gib(self) -> float | None:

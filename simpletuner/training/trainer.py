@@ -152,8 +152,10 @@ class Trainer:
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
         self.engine.unscale(self.optimizer)
-        grad_norm = self.engine.clip(self.tuning.parameters().values(), self.run.optimizer.max_grad_norm)
-        set_rate(self.optimizer, learning_rate(self.state.step, self.run.optimizer, self.steps))
+        options = self.run.optimizer
+        weights = self.tuning.parameters().values()
+        grad_norm = self.engine.clip(weights, options.max_grad_norm, method=options.grad_clip_method)
+        set_rate(self.optimizer, learning_rate(self.state.step, options, self.steps))
         self.engine.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=self.run.memory.set_grads_to_none)
         self.state.advance(group.after, samples=group.batches[0].slots)

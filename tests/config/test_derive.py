@@ -29,6 +29,17 @@ def test_bf16_as_written_is_obeyed_anywhere_with_a_notice(project: Project) -> N
     assert any("as asked" in line for line in run.notices)
 
 
+def test_a_card_without_bf16_is_told_by_its_name_of_fp16(project: Project) -> None:
+    notices = project.run(hardware=Hardware("cuda", capability=(7, 5), name="Tesla T4")).notices
+    assert 'mixed_precision is no: this machine (Tesla T4) has no fast bf16. "fp16" is quicker there' in "".join(notices)
+
+
+def test_weights_of_adamw_bf16_that_are_float32_are_told(project: Project) -> None:
+    for mixed, told in (("no", True), ("fp16", True), ("bf16", False)):
+        notices = project.run("optimizer=adamw_bf16", f"mixed_precision={mixed}").notices
+        assert any(f"float32 weights here, since mixed_precision is {mixed}" in line for line in notices) is told
+
+
 @pytest.mark.parametrize(("model_type", "rate"), [("lora", 1e-4), ("full", 1e-5)])
 def test_the_learning_rate_follows_what_is_trained(project: Project, model_type: str, rate: float) -> None:
     assert project.run(f"model_type={model_type}").optimizer.learning_rate == rate
@@ -78,8 +89,9 @@ def test_only_the_default_schedule_warms_up_by_itself(project: Project, schedule
 
 
 def test_a_warmup_that_outlasts_the_run_is_told(project: Project) -> None:
-    assert any("never used" in line for line in project.run("max_train_steps=50").notices)
-    assert not any("never used" in line for line in project.run("max_train_steps=101").notices)
+    for steps, schedule, told in ((99, "cosine", True), (100, "cosine", False), (99, "constant", False)):
+        notices = project.run(f"max_train_steps={steps}", f"lr_scheduler={schedule}", "lr_warmup_steps=100").notices
+        assert any("never reached" in line for line in notices) is told
 
 
 def test_the_length_is_said_where_nobody_set_it(project: Project) -> None:

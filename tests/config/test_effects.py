@@ -15,6 +15,8 @@ Project = Any
         ("", True),
         ("a=x|y", True),
         ("a=z", False),
+        ("a!=z", True),
+        ("a!=x|y", False),
         ("b=true", True),
         ("a=x and b=true", True),
         ("a=x and b=false", False),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -56,6 +57,20 @@ def test_settings_of_null_are_unset(project: Project) -> None:
     assert effective(project.run().adapter, Fake.lycoris_presets)["linear_dim"] == 4
 
 
+def test_the_missing_library_is_told_before_any_work(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "lycoris" else find(name, *rest))
+    project.options(lora_type="lycoris")
+    assert "`lora_type=lycoris` needs the package `lycoris`, which is not installed." in project.problem()
+    project.options(model_type="full", lora_type="lycoris")
+    project.run()
+
+
+def test_an_algorithm_is_known_however_it_is_capitalised(project: Project) -> None:
+    project.options(lora_type="lycoris", lycoris_config={"algo": "LoKr"})
+    assert effective(project.run().adapter, Fake.lycoris_presets)["algo"] == "lokr"
+
+
 def test_everything_that_is_wrong_is_told_at_once(project: Project) -> None:
     config = {
         "algo": "lokrr",
@@ -67,11 +82,11 @@ def test_everything_that_is_wrong_is_told_at_once(project: Project) -> None:
     project.options(lora_type="lycoris", lycoris_config=config)
     problems = project.problems()
     words = [
-        "`algo` is 'lokrr'.\nWhy:  it takes: one of lora, locon, loha, lokr, full.\nMend: Did you mean \"lokr\"?",
+        '`algo` is "lokrr".\nWhy:  it takes: one of lora, locon, loha, lokr, full.\nMend: Did you mean "lokr"?',
         "it has no setting `faktor`.",
         "Did you mean `factor`?",
-        "`linear_dim` is '16'",
-        "`use_scalar` is True",
+        '`linear_dim` is "16"',
+        "`use_scalar` is true",
         "it has no setting `apply_preset.target_modules`.",
         "Did you mean `target_module`?",
         "it has no setting `apply_preset.module_algo_map.Attention.linear_dim`.",
@@ -92,7 +107,9 @@ def test_everything_that_is_wrong_is_told_at_once(project: Project) -> None:
         ({"dora_wd": True, "dropout": 0.1}, {}, "`dropout` is 0.1 beside `dora_wd`"),
         ({"algo": "lokr", "use_tucker": True}, {}, '`use_tucker` is true and `algo` is "lokr"'),
         ({"apply_preset": {"name_algo_map": {"x": 4}}}, {}, "`apply_preset.name_algo_map.x` is 4"),
-        ({"multiplier": 0}, {}, "a number above 0"),
+        ({"multiplier": 0}, {}, "number above 0"),
+        ({"algo": ["lokr"]}, {}, '`algo` is ["lokr"]'),
+        ({"apply_preset": {"module_algo_map": {"Attention": {"algo": {}}}}}, {}, "Attention.algo` is {}"),
     ],
 )
 def test_what_cannot_be_obeyed_is_refused(project: Project, config: Any, options: Any, words: str) -> None:
@@ -107,6 +124,8 @@ def test_a_file_that_is_missing_broken_or_no_object_is_told(project: Project) ->
     assert "config/lycoris.json is not valid JSON: line 1" in project.problem()
     project.write("config/lycoris.json", "[]")
     assert "config/lycoris.json holds no object" in project.problem()
+    project.options(lora_type="lycoris", lycoris_config="datasets")
+    assert "`lycoris_config`: datasets cannot be read" in project.problem()
 
 
 def test_it_has_no_effect_without_lycoris_and_that_is_told(project: Project) -> None:

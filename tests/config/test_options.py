@@ -47,7 +47,7 @@ def test_every_option_has_help_and_a_condition_on_options_that_exist(option: Opt
         ("gradient_checkpointing", "true or false"),
         ("resolution", 'number, above 0, or size such as "1024x768"'),
         ("crop_aspect_buckets", "list (number, above 0 each)"),
-        ("optimizer_config", "object"),
+        ("optimizer_config", 'object, or "key=value,key=value"'),
     ],
 )
 def test_what_an_option_takes_is_said_in_words(name: str, words: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from simpletuner.config.rules_memory import savings
 from simpletuner.config.run import Hardware
 from simpletuner.errors import ConfigError
 
@@ -79,8 +80,19 @@ def test_one_that_is_there_passes(project: Project, mechanism: str, hardware: Ha
     assert run.kernels.attention_mechanism == mechanism
 
 
+def test_sage_attention_is_refused_with_the_reason(project: Project) -> None:
+    assert "no backward pass" in project.problem("attention_mechanism=sageattention")
+
+
 def test_dora_is_not_compiled(project: Project) -> None:
     assert "breaks each block" in project.problem("dynamo_backend=inductor", "use_dora=true")
+
+
+def test_inductor_without_a_compiler_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert project.run("dynamo_backend=inductor").kernels.dynamo_backend == "inductor"
+    monkeypatch.setenv("PATH", "")
+    assert "there is no C++ compiler" in refused(project, H100, "dynamo_backend=inductor")
+    assert project.run("dynamo_backend=aot_eager").kernels.dynamo_backend == "aot_eager"
 
 
 def test_cuda_graphs_need_cuda(project: Project) -> None:
@@ -120,3 +132,16 @@ def test_what_changes_something_is_not(project: Project) -> None:
 
 def test_a_familys_own_notices_are_told(project: Project) -> None:
     assert "That is strong." in project.run("fake_strength=3").notices
+
+
+def test_only_savings_that_are_still_to_be_had_are_named(project: Project) -> None:
+    frugal = ("base_model_precision=nf4-bnb", OFFLOAD, "offload_during_startup=true", "vae_enable_tiling=true")
+    assert list(savings(project.run(*frugal))) == [
+        "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"
+    ]
+    lavish = "; ".join(savings(project.run("train_batch_size=4", "gradient_checkpointing_interval=2")))
+    for name in ("train_batch_size", "gradient_checkpointing_interval", "base_model_precision", "enable_group_offload"):
+        assert name in lavish
+    full = "; ".join(savings(project.run("model_type=full")))
+    assert "base_model_precision" not in full
+    assert 'model_type "lora"' in full

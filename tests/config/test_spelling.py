@@ -75,6 +75,8 @@ def test_an_irregular_name_in_small_letters_means_nothing() -> None:
         ("resolution", "512", 512),
         ("resolution", "0.5", 0.5),
         ("optimizer_config", "eps=1e-6,betas=0.9,0.99", {"eps": 1e-6, "betas": [0.9, 0.99]}),
+        ("optimizer_config", "betas=(0.9, 0.99),eps=1e-6", {"eps": 1e-6, "betas": [0.9, 0.99]}),
+        ("optimizer_config", "betas=[0.9,0.99]", {"betas": [0.9, 0.99]}),
         ("optimizer_config", '{"eps": 1e-6,}', {"eps": 1e-6}),
         ("validation_resolution", 1024, "1024"),
         ("validation_prompt", "1,2", "1,2"),
@@ -152,6 +154,9 @@ def test_a_mistyped_name_finds_the_nearest() -> None:
     assert nearest("lerning_rate", OPTIONS) == "learning_rate"
     assert nearest("sana1.5", ["sana1.0-600m", "sana1.5-1.6b"]) == "sana1.5-1.6b"
     assert nearest("qwertyuiop", OPTIONS) is None
+    assert nearest("ADAMW_BF16", ["adamw_bf16", "came"]) == "adamw_bf16"
+    assert nearest("attention", ["Linear", "Attention"]) == "Attention"
+    assert nearest("stableadamw", ["optimi-stableadamw", "torch-adamw"]) == "optimi-stableadamw"
 
 
 @pytest.mark.parametrize("text", ["1024", "1024x768", "1024x1024, 1280x768"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 
 from benchmarks.counting import PeakBytes
@@ -76,13 +77,16 @@ def latents_of(family: Any, pixels_B3HW: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", find())
-def test_offloaded_encoders_give_the_same_embeds_and_latents(name: str, make_run: Any) -> None:
+def test_offloaded_encoders_give_the_same_embeds_and_latents(name: str, make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    visits, bring = [], ModuleGroup.onload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (visits.append(group), bring(group)))
     edge, results = 128, []
     pixels_B3HW = torch.rand(2, 3, edge, edge, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for is_offloaded in (False, True):
         family = find()[name](make_run(name, offload_during_startup=is_offloaded))
         first, second = encoded(family)
         results.append([*first.values(), *second.values(), latents_of(family, pixels_B3HW)])
+        assert bool(visits) is is_offloaded
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 

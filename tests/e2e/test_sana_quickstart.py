@@ -77,3 +77,4 @@ def test_accelerate_launches_the_script_of_the_clone(workspace: Workspace, proce
     assert done.returncode == 0, done.stderr
     assert (workspace.folder / "output" / "pytorch_lora_weights.safetensors").is_file()
     assert done.stderr.count("2 optimiser steps: ") == 1, "one rank speaks for all"
+    assert "Warning" not in done.stderr

@@ -57,6 +57,16 @@ def test_small_gradients_and_a_limit_of_zero_stay_as_they_are(tmp_path: Path, li
         assert left(parameters) == [3.0, 4.0]
 
 
+def test_each_number_is_cut_by_itself_if_so_asked(tmp_path: Path) -> None:
+    with Engine(make_run(tmp_path)) as engine:
+        parameters = with_gradients(-3.0, 0.5)
+        assert engine.clip(parameters, 1.0, method="value").item() == pytest.approx(9.25**0.5)
+        assert left(parameters) == [-1.0, 0.5]
+        parameters = with_gradients(3.0, 4.0)
+        engine.clip(parameters, 0.0, method="value")
+        assert left(parameters) == [3.0, 4.0]
+
+
 def test_one_process_agrees_with_itself(tmp_path: Path) -> None:
     with Engine(make_run(tmp_path)) as engine:
         assert (engine.rank, engine.ranks) == (0, 1)
@@ -66,7 +76,7 @@ def test_one_process_agrees_with_itself(tmp_path: Path) -> None:
 
 def test_a_full_memory_is_told_with_what_to_change(tmp_path: Path) -> None:
     def fill() -> None:
-        with Engine(make_run(tmp_path)):
+        with Engine(make_run(tmp_path, train_batch_size=2)):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     with pytest.raises(RunError, match=r"memory of the device is full(.|\n)*20.00 GiB(.|\n)*train_batch_size"):

@@ -172,6 +172,20 @@ def test_the_norm_is_logged_as_it_was_before_clipping(tmp_path: Path) -> None:
     assert norms[0] == norms[1] > 1e-3
 
 
+def test_each_number_of_a_gradient_is_cut_by_itself_if_so_asked(tmp_path: Path) -> None:
+    options = {"optimizer": "torch-sgd", "optimizer_config": {"momentum": 0.0}, "learning_rate": 1.0, "max_grad_norm": 1e-3}
+    moved = {}
+    for method in ("norm", "value"):
+        with trainer_of(make_run(tmp_path / method, grad_clip_method=method, **options), steps=1) as trainer:
+            before = trainer.tuning.weights()
+            trainer.fit()
+            after = trainer.tuning.weights()
+        moved[method] = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert moved["norm"].norm().item() == pytest.approx(1e-3, rel=1e-2)
+    assert moved["value"].abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+    assert moved["value"].norm() > 2 * moved["norm"].norm()
+
+
 def spoiled(step: int) -> Stream:
     class Spoiled(Stream):
         def groups(self, cursor: Cursor) -> Iterator[Group]:

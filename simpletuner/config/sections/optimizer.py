@@ -33,7 +33,7 @@ class Optimizer(Section):
     half a cosine (`cosine`), several of them, each from the peak again (`cosine_with_restarts`), or a power (`polynomial`);
     `sine` swings from the peak to `lr_end` and back. `constant` has no warmup."""
 
-    lr_warmup_steps: int | None = option(None, ge=0, when="lr_scheduler=constant_with_warmup|" + FALLING)
+    lr_warmup_steps: int | None = option(None, ge=0, when="lr_scheduler!=constant")
     """Optimiser steps over which the step size rises linearly from 0. Unset: 100, or 0 where another schedule is written."""
 
     lr_end: float = option(0.0, ge=0, when="lr_scheduler=" + FALLING)
@@ -46,4 +46,8 @@ class Optimizer(Section):
     """Power of `polynomial`: 1 is a line, more falls early, less falls late."""
 
     max_grad_norm: float = option(1.0, ge=0)
-    """Clip the global gradient norm to this; 0 turns clipping off."""
+    """Clip gradients to this, by `grad_clip_method`; 0 turns clipping off."""
+
+    grad_clip_method: Literal["norm", "value"] = option("norm", when="max_grad_norm>0")
+    """What `max_grad_norm` limits: `norm` scales all gradients together, until their common norm is at most that; `value` cuts
+    each number by itself, to at most that on either side of 0."""

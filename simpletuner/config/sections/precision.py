@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from simpletuner.config.options import Section, option
 
@@ -11,10 +11,7 @@ __all__ = ["Precision"]
 Stored = Literal[
     "no_change", "int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "int8-torchao", "fp8-torchao", "nf4-bnb"
 ]
-QUANTISED = "|".join(get_args(Stored)[1:])
-STORED_BY = (
-    "base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision"
-)  # fmt: skip
+STORED_BY = ("base_model_precision", "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision")
 THREE_ENCODERS = "model_family=sd3"
 
 
@@ -30,7 +27,7 @@ class Precision(Section):
     about a quarter, `int2-quanto` in less, at a price in quality. What is trained keeps its own format; `model_type=full`
     trains the base itself, and takes only `no_change`."""
 
-    base_model_default_dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, when=f"base_model_precision={QUANTISED}")
+    base_model_default_dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, when="base_model_precision!=no_change")
     """Format of those weights of a quantised base that stay whole (norms and the like), and of its arithmetic.
     Unset: that of `mixed_precision`; with `no`: bf16 where the hardware has it, else fp32."""
 
@@ -44,6 +41,6 @@ class Precision(Section):
     """The same for the third: in SD3 this is T5-XXL, by far the largest."""
 
     quantize_via: Literal["accelerator", "cpu"] = option(
-        "accelerator", when=" or ".join(f"{name}={QUANTISED}" for name in STORED_BY)
+        "accelerator", when=" or ".join(f"{name}!=no_change" for name in STORED_BY)
     )
     """Where weights are quantised. `cpu` never has an unquantised layer on the device, for cards of 16 GB and less."""
