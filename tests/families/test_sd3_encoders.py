@@ -174,3 +174,37 @@ def test_a_picture_is_the_stock_pipelines(sd3, stock):
         picture = decode(latents, {})
     assert picture.size == (128, 96)
     assert picture.tobytes() == expected.tobytes()
+
+
+def test_a_picture_of_more_than_512_px_is_encoded_in_tiles_where_that_is_asked_for(make_run, sd3):
+    column = torch.linspace(-1, 1, 640).view(1, 1, 1, -1).expand(1, 3, 32, -1)
+    family = StableDiffusion3(make_run("sd3", vae_enable_tiling=True))
+    with sd3.image_encoder().lent("cpu") as encode, family.image_encoder().lent("cpu") as encode_tiled:
+        whole, tiled = encode(column, ["aa"]), encode_tiled(column, ["aa"])
+        assert torch.equal(encode_tiled(column[..., :512], ["aa"]), encode(column[..., :512], ["aa"]))
+    assert tiled.shape == whole.shape == (1, 16, 4, 80)
+    assert not torch.equal(tiled, whole)
+    assert (tiled - whole).abs().mean() < 0.2 * whole.std(), "each tile is normalised by itself"
+    assert family.image_encoder().recipe.digest != sd3.image_encoder().recipe.digest
+
+
+def test_one_picture_at_a_time_gives_the_same_latents_under_the_same_recipe(make_run, sd3):
+    pixels = torch.rand(3, 3, 32, 64) * 2 - 1
+    family, batches = StableDiffusion3(make_run("sd3", vae_enable_slicing=True)), []
+    encoder = family.image_encoder()
+    vae = encoder.load()
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    keys = ["aa", "bb", "cc"]
+    with sd3.image_encoder().lent("cpu") as encode:
+        torch.testing.assert_close(encoder.encode(vae, pixels, keys), encode(pixels, keys), atol=1e-5, rtol=1e-5)
+    assert batches == [1, 1, 1]
+    assert encoder.recipe == sd3.image_encoder().recipe
+
+
+def test_offloaded_encoders_give_the_same(make_run, sd3):
+    family = StableDiffusion3(make_run("sd3", offload_during_startup=True))
+    prompts, pixels = [Prompt("a cat"), Prompt("", "uncond")], torch.rand(1, 3, 32, 64) * 2 - 1
+    for ours, theirs in zip(encoded(family, prompts), encoded(sd3, prompts), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with family.image_encoder().lent("cpu") as offloaded, sd3.image_encoder().lent("cpu") as encode:
+        assert torch.equal(offloaded(pixels, ["aa"]), encode(pixels, ["aa"]))

@@ -108,6 +108,14 @@ def test_the_snippet_for_an_adapter_takes_the_transformer_from_the_file(make_run
     assert torch.equal(weight, base["norm_out.linear.weight"] + 1)
 
 
+def test_the_snippet_for_a_lycoris_adapter_takes_the_transformer_from_the_file_too(make_run, files, tmp_path):
+    adapter = {"lora_type": "lycoris", "lycoris_config": {"algo": "lokr", "multiplier": 0.5}}
+    options = {"pretrained_transformer_model_name_or_path": str(files / "sd3.safetensors"), **adapter}
+    said = StableDiffusion3(make_run("sd3", **options)).usage(tmp_path / "pytorch_lora_weights.safetensors", "a cat")
+    assert "transformer=SD3Transformer2DModel.from_single_file(" in said
+    assert "create_lycoris_from_weights(0.5, " in said
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
