@@ -76,8 +76,8 @@ class Lycoris:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def weights(self) -> StateDict:
-        return {name: on_cpu(tensor) for name, tensor in (*self._parameters.items(), *self._alphas.items())}
+    def weights(self, instead: Mapping[str, Tensor] | None = None) -> StateDict:
+        return {name: on_cpu(tensor) for name, tensor in {**(instead or self._parameters), **self._alphas}.items()}
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
         check_names({**self._parameters, **self._alphas}, weights, source)
@@ -104,18 +104,21 @@ class Lycoris:
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
 
-    def save(self, folder: Path) -> None:
-        self.save_result(folder)
+    def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        self._write(self.weights(instead), folder)
 
     def read(self, folder: Path) -> StateDict:
         return _read(folder)
 
     def save_result(self, folder: Path) -> Path:
+        return self._write(self.weights(), folder)
+
+    def _write(self, weights: StateDict, folder: Path) -> Path:
         """Both files: the weights under the library's names, and the settings."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n"
         (folder / LYCORIS_CONFIG_FILE).write_text(text, encoding="utf-8")
-        return write_safetensors(self.weights(), folder / ADAPTER_FILE, {"format": "pt"})
+        return write_safetensors(weights, folder / ADAPTER_FILE, {"format": "pt"})
 
     def _each(self) -> Iterator[tuple[Any, str, Tensor]]:
         """(module, name on disk, tensor) of all that is saved."""
