@@ -125,7 +125,8 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     ),
     "torch-sgd": OptimizerRow(
         "torch.optim:SGD",
-        settings={"momentum": 0.9, "weight_decay": 0.0, "fused": True},
+        # Not fused: where fp16 skips the very first step, its momentum stays memory that nobody has written (torch 2.13).
+        settings={"momentum": 0.9, "weight_decay": 0.0},
         accepts={"momentum": SHARE, **DECAY},
     ),
     "torch-radam": OptimizerRow(

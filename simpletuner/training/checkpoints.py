@@ -97,8 +97,7 @@ def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) 
     with averaged(trainer.optimizer, parameters):
         trainer.tuning.save(folder)
     if trainer.ema is not None:
-        with trainer.ema.exact():
-            trainer.tuning.save(folder / EMA)
+        trainer.tuning.save(folder / EMA, trainer.ema.weights())
     tensors, scalars = optimizer_state(trainer.run.optimizer, trainer.optimizer, parameters)
     save_file(tensors, folder / "optimizer.safetensors")
     _write_json(folder / "optimizer.json", scalars)

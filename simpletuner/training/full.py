@@ -35,8 +35,8 @@ class Full:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def weights(self) -> StateDict:
-        return {name: on_cpu(tensor) for name, tensor in self._denoiser.state_dict().items()}
+    def weights(self, instead: Mapping[str, Tensor] | None = None) -> StateDict:
+        return {name: on_cpu(tensor) for name, tensor in {**self._denoiser.state_dict(), **(instead or {})}.items()}
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
         own = self._denoiser.state_dict()
@@ -53,8 +53,8 @@ class Full:
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
 
-    def save(self, folder: Path) -> None:
-        self._family.save_denoiser(self.weights(), folder)
+    def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        self._family.save_denoiser(self.weights(instead), folder)
 
     def read(self, folder: Path) -> StateDict:
         return self._family.load_denoiser_weights(folder)

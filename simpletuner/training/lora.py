@@ -68,8 +68,8 @@ class Lora:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def weights(self) -> StateDict:
-        return {name: on_cpu(parameter) for name, parameter in self._parameters.items()}
+    def weights(self, instead: Mapping[str, Tensor] | None = None) -> StateDict:
+        return {name: on_cpu(tensor) for name, tensor in (instead or self._parameters).items()}
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
         _check_dora(weights, self._config.use_dora, source)
@@ -92,8 +92,8 @@ class Lora:
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
 
-    def save(self, folder: Path) -> None:
-        self._family.save_adapter(self.weights(), self.lora_config(), folder)
+    def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        self._family.save_adapter(self.weights(instead), self.lora_config(), folder)
 
     def read(self, folder: Path) -> StateDict:
         return self._family.load_adapter(folder)

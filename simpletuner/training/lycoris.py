@@ -60,7 +60,6 @@ class Lycoris:
         for module in self._network.loras:
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(getattr(torch, run.dtypes.trained))
-            module.bypass_mode = False  # how the library answers if it is asked; we ask only to rebuild
             layer = module.org_module[0]
             layer.forward = partial(self._answer, module, layer.forward)
             self._network.add_module(module.lora_name, module)
@@ -76,8 +75,8 @@ class Lycoris:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def weights(self) -> StateDict:
-        return {name: on_cpu(tensor) for name, tensor in (*self._parameters.items(), *self._alphas.items())}
+    def weights(self, instead: Mapping[str, Tensor] | None = None) -> StateDict:
+        return {name: on_cpu(tensor) for name, tensor in {**(instead or self._parameters), **self._alphas}.items()}
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
         check_names({**self._parameters, **self._alphas}, weights, source)
@@ -104,18 +103,21 @@ class Lycoris:
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
 
-    def save(self, folder: Path) -> None:
-        self.save_result(folder)
+    def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        self._write(self.weights(instead), folder)
 
     def read(self, folder: Path) -> StateDict:
         return _read(folder)
 
     def save_result(self, folder: Path) -> Path:
+        return self._write(self.weights(), folder)
+
+    def _write(self, weights: StateDict, folder: Path) -> Path:
         """Both files: the weights under the library's names, and the settings."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n"
         (folder / LYCORIS_CONFIG_FILE).write_text(text, encoding="utf-8")
-        return write_safetensors(self.weights(), folder / ADAPTER_FILE, {"format": "pt"})
+        return write_safetensors(weights, folder / ADAPTER_FILE, {"format": "pt"})
 
     def _each(self) -> Iterator[tuple[Any, str, Tensor]]:
         """(module, name on disk, tensor) of all that is saved."""
@@ -133,7 +135,7 @@ class Lycoris:
         if not self._is_enabled:
             return original(x, *others, **named)
         if self._rebuilds and not _is_whole_weight(module):
-            return module.forward(x, *others, **named)
+            return original(x, *others, **named) + _rebuilt(module, x)
         added = _added(module, x)
         return original(x, *others, **named) + (self._thinned(added, module.module_type) if module.training else added)
 
@@ -153,19 +155,35 @@ class Lycoris:
 
 def _added(module: Any, x: Tensor) -> Tensor:
     """What the adapter adds to its layer's answer, in the format of `x`."""
-    from lycoris.modules import LoConModule
-
     if _is_whole_weight(module):
         bias = None if module.bias is None else (module.bias * module.multiplier).to(x.dtype)
         return module.op(x, (module.weight * module.multiplier).to(x.dtype), bias, **module.kw_dict)
     if module.kw_dict.get("groups", 1) == 1:
         return module.bypass_forward_diff(x, scale=module.multiplier)
     # Beside a grouped convolution the library can only rebuild the weight (4.1.3).
+    return module.op(x, (_change(module, x) * module.multiplier).to(x.dtype), None, **module.kw_dict)
+
+
+def _rebuilt(module: Any, x: Tensor) -> Tensor:
+    """The same where the whole weight is asked for (`dora_wd`), which is built in float32 whatever the base is.
+
+    The library builds it in the base's format, where a small D is lost, and fails where that is not the adapter's (4.1.3).
+    """
+    change = _change(module, x).float()
+    added = change * module.multiplier
+    if module.wd:
+        base = module.org_module[0].weight.detach().float()
+        added = module.apply_weight_decompose(base + change, module.multiplier) - base
+    return module.op(x, added.to(x.dtype), None, **module.kw_dict)
+
+
+def _change(module: Any, x: Tensor) -> Tensor:
+    """D itself, without the multiplier."""
+    from lycoris.modules import LoConModule
+
     if isinstance(module, LoConModule):
-        weight = module.make_weight(x.device) * module.scale
-    else:
-        weight = module.get_weight(module.shape) * module.scalar
-    return module.op(x, (weight * module.multiplier).to(x.dtype), None, **module.kw_dict)
+        return module.make_weight(x.device) * module.scale
+    return module.get_weight(module.shape) * module.scalar
 
 
 def _is_whole_weight(module: Any) -> bool:

@@ -35,8 +35,8 @@ class Tuning(Protocol):
         """What the optimiser moves."""
         ...
 
-    def weights(self) -> StateDict:
-        """Everything that a checkpoint holds, on the CPU."""
+    def weights(self, instead: Mapping[str, Tensor] | None = None) -> StateDict:
+        """Everything that a checkpoint holds, on the CPU; `instead` stands in the place of what is trained, in any format."""
         ...
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
@@ -51,8 +51,8 @@ class Tuning(Protocol):
         """The trained model's answer with every dropout off."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the weights as a checkpoint holds them."""
+    def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        """Write `weights(instead)` as a checkpoint holds them."""
         ...
 
     def read(self, folder: Path) -> StateDict:

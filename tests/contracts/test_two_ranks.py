@@ -195,6 +195,15 @@ def skip_together(engine: Engine, results: Path) -> None:
     (results / f"fp16-{engine.rank}.json").write_text(json.dumps(seen))
 
 
+def average_together(engine: Engine, results: Path) -> None:
+    """An average of bfloat16 weights, saved after every step by one rank; the weights at the end are written to `results`."""
+    options = {"optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16", "use_ema": True}
+    run = make_run(results / "ema", checkpoint_step_interval=1, checkpoints_total_limit=1, **options)
+    with trainer_of(run, steps=3, engine=engine) as trainer:
+        trainer.fit()
+        save_file(trainer.tuning.weights(), results / f"ema-{engine.rank}.safetensors")
+
+
 def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
     for pair in families:
         for tuning in TUNINGS:
@@ -302,6 +311,14 @@ def test_one_ranks_overflow_skips_the_step_on_both(results: Path) -> None:
     assert first[0][1:] == first[1][1:] != first[2][1:]
 
 
+def test_one_rank_saves_an_average_of_bfloat16_weights_and_both_go_on(results: Path) -> None:
+    first, second = (tensors(results, f"ema-{rank}") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [path.name for path in (results / "ema").glob("checkpoint-*")] == ["checkpoint-3"]
+    average = load_file(results / "ema" / "checkpoint-3" / "ema" / "pytorch_lora_weights.safetensors")
+    assert {tensor.dtype for tensor in average.values()} == {torch.float32}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -309,4 +326,5 @@ if __name__ == "__main__":
         talk(engine, folder)
         train_all(engine, folder, sys.argv[2:])
         fail_together(engine, folder)
-        skip_together(engine, folder)
+        average_together(engine, folder)
+        skip_together(engine, folder)  # last: its own engine ends the process group

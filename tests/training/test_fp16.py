@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from training_fakes import Family, Group, Told, make_batch, make_run, trainer_of
 
+from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Dtypes, Run
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import Batch, Cursor, MicroBatch
@@ -78,6 +79,22 @@ def test_a_step_that_overflows_is_skipped_the_scale_is_halved_and_training_goes_
     assert [event.extra["skipped_steps"] for event in told.of(Stepped)] == [0, 1, 0, 0]
     assert [math.isnan(event.grad_norm) for event in told.of(Stepped)] == [False, True, False, False]
     assert sum("1 step was skipped up to step 2" in notice.text for notice in told.of(Notice)) == 1
+
+
+@pytest.fixture
+def _unwritten_memory_is_no_number() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills it so
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_unwritten_memory_is_no_number")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimiser_begins_well_after_a_first_step_that_was_skipped(tmp_path: Path, optimizer: str) -> None:
+    run = make_run(tmp_path, mixed_precision="fp16", optimizer=optimizer, learning_rate=OPTIMIZERS[optimizer].rate or 1e-3)
+    weights, _, _ = steps_of(run, Overflowing(1), 3)
+    assert not equal(weights[0], weights[2])
+    assert all(torch.isfinite(tensor).all() for tensor in weights[2].values())
 
 
 def test_the_norm_that_is_told_and_clipped_is_the_true_one(tmp_path: Path) -> None:
