@@ -512,3 +512,10 @@ def test_fp16_is_for_the_first_weights_and_discouraged_for_others(make_run, opti
 
 def test_no_other_precision_is_discouraged(make_run):
     assert not [line for mixed in ("no", "bf16") for line in Sana.notices(make_run("sana", mixed_precision=mixed))]
+
+
+def test_sageattention_is_refused_with_the_width_of_the_heads(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_family": "sana", "attention_mechanism": "sageattention", "data_backend_config": []}))
+    with pytest.raises(ConfigError, match=r"which Sana cannot use\.\nWhy: .*112 wide .* 64, 96 or 128"):
+        parse(["--config_file", str(config)], families=find(), environ={}, cwd=tmp_path)
