@@ -13,7 +13,6 @@ Project = Any
 
 V100 = Hardware("cuda", capability=(7, 0))
 H100 = Hardware("cuda", has_bf16=True, capability=(9, 0))
-AMD = Hardware("cuda", has_bf16=True)
 OFFLOAD = "enable_group_offload=true"
 
 

@@ -182,7 +182,8 @@ def test_the_first_loss_is_that_of_plain_torch(make_run, tiny_repo, stock, tmp_p
 def test_packages_kernels_paint_every_picture_and_no_training_step_sees_them(make_run, tmp_path, dispatched, embeds):
     losses, calls = [], dispatched("flash-attn")
     for mechanism in ("diffusers", "flash-attn"):
-        run = make_run("sd3", attention_mechanism=mechanism, lora_dropout=0.0, output_dir=str(tmp_path))
+        options = {"lora_dropout": 0.0, "optimizer": "torch-adamw", "learning_rate": 1e-3, "output_dir": str(tmp_path)}
+        run = make_run("sd3", attention_mechanism=mechanism, **options)
         family = StableDiffusion3(run)
         micro = MicroBatch(0, (128, 96), (0,), epoch=0, index=0)
         batch = Batch(torch.ones(1, 16, 12, 16), family.collate(embeds[:1], []), ("a",), False, micro, slot=0, slots=1)
@@ -204,7 +205,7 @@ def test_packages_kernels_paint_every_picture_and_no_training_step_sees_them(mak
 
 def test_heads_that_the_kernels_cannot_serve_are_told_by_the_small_files_alone(make_run):
     family = StableDiffusion3(make_run("sd3", attention_mechanism="sageattention"))
-    with pytest.raises(UserError, match=r"heads of `.*` are 8 wide\.\nWhy:  its kernels are for widths of 64, 96 or 128"):
+    with pytest.raises(UserError, match=r"heads of `.*` are 16 wide\.\nWhy:  its kernels are for widths of 64, 96 or 128"):
         _ = family.latent
 
 
