@@ -106,16 +106,17 @@ def require(module: str, *, option: str, extra: str) -> ModuleType:
         ) from error
 
 
-def missing(module: str, *, option: str, extra: str) -> Problem | None:
+def missing(module: str, *, option: str, extra: str = "", pip: str = "") -> Problem | None:
     """The problem that an optional library is not installed, for check time: it is looked for, not imported.
 
-    `option` as for `require`: "name" or "name=value". (The parents of a dotted `module` are imported.)
+    `option` as for `require`: "name" or "name=value". What no extra brings says `pip`, the line that does.
+    (The parents of a dotted `module` are imported.)
     """
     parent = module.rpartition(".")[0]
     if (not parent or importlib.util.find_spec(parent)) and importlib.util.find_spec(module):
         return None
     what = f"`{option}` needs the package `{module}`, which is not installed."
-    return Problem(option.partition("=")[0], what, NOT_CORE, _pip_line(extra))
+    return Problem(option.partition("=")[0], what, NOT_CORE, pip or _pip_line(extra))
 
 
 def _pip_line(extra: str) -> str:

@@ -65,3 +65,26 @@ def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
         return Run(**sections, datasets=(), text_embeds=TextEmbedsDataset(), dtypes=dtypes, sources={})
 
     return run
+
+
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+    """mechanism -> the queries that its kernels are given from now on; PyTorch's compute in their stead."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, _native_attention
+
+    from simpletuner.config.catalogue import ATTENTION
+
+    def stand_in(mechanism: str) -> list[Any]:
+        queries: list[Any] = []
+
+        def kernel(query: Any, key: Any, value: Any) -> Any:
+            assert query.dtype == key.dtype == value.dtype
+            queries.append(query)
+            return _native_attention(query, key, value)
+
+        name = AttentionBackendName(ATTENTION[mechanism].backend)
+        monkeypatch.setitem(_AttentionBackendRegistry._backends, name, kernel)
+        monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, name, {"query", "key", "value"})
+        return queries
+
+    return stand_in

@@ -1,8 +1,8 @@
-"""Data only: the names of optimisers and of formats of frozen weights, and what must be known of each. A row each."""
+"""Data only: optimisers, formats of frozen weights, packages of attention kernels, and what must be known of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from simpletuner.config.settings import (
     optional,
 )
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "OptimizerRow", "PrecisionRow"]
+__all__ = ["ATTENTION", "OPTIMIZERS", "PRECISIONS", "AttentionRow", "OptimizerRow", "PrecisionRow"]
 
 
 @dataclass(frozen=True)
@@ -239,3 +239,67 @@ PRECISIONS: dict[str, PrecisionRow] = {
     "fp8-torchao": PrecisionRow("torchao", "torchao", 8.02, NO_FP8, ("int8-quanto", "int4-quanto")),
     "nf4-bnb": PrecisionRow("bitsandbytes", "bnb", 4.13, NO_BNB, ("int4-quanto",)),
 }
+
+
+@dataclass(frozen=True)
+class AttentionRow:
+    """Attention kernels of a package, for CUDA in half precision. They know no masks, and paint the gallery only."""
+
+    backend: str
+    """Its name in diffusers' attention dispatcher."""
+    module: str
+    """The package, whose distribution has the same name."""
+    not_trained: str
+    """Why nothing is trained by it."""
+    pip: str
+    """What brings it. None can be an extra: each is compiled for the card as it is installed."""
+    head_widths: Container[int]
+    widths: str
+    """The same in words."""
+    version: tuple[int, ...] = ()
+    """Least version that the dispatcher takes."""
+    capability: tuple[int, int] = (8, 0)
+    """Least compute capability."""
+    below: tuple[int, int] | None = None
+    """Compute capability from which on it does not work."""
+    on_amd: bool = False
+
+
+QUANTISED = "it rounds queries and keys to 8 bits and has no backward pass."
+FORWARD_ONLY = "through diffusers it has no backward pass."
+
+
+def _sage(backend: str, capability: tuple[int, int] = (8, 0)) -> AttentionRow:
+    """What PyPI has of it is version 1, which diffusers does not take."""
+    pip = "pip install --no-build-isolation git+https://github.com/thu-ml/SageAttention"
+    widths = (64, 96, 128)
+    return AttentionRow(backend, "sageattention", QUANTISED, pip, widths, "64, 96 or 128", (2, 1, 1), capability)
+
+
+ATTENTION: dict[str, AttentionRow] = {
+    "sageattention": _sage("sage"),
+    "sageattention-int8-fp16-triton": _sage("_sage_qk_int8_pv_fp16_triton"),
+    "sageattention-int8-fp16-cuda": _sage("_sage_qk_int8_pv_fp16_cuda"),
+    "sageattention-int8-fp8-cuda": _sage("_sage_qk_int8_pv_fp8_cuda", (8, 9)),
+    "flash-attn": AttentionRow(
+        "flash",
+        "flash_attn",
+        "those have FlashAttention 2 as well.",
+        "pip install --no-build-isolation flash-attn",
+        range(8, 257, 8),
+        "multiples of 8 up to 256",
+        (2, 6, 3),
+        on_amd=True,
+    ),
+    "flash-attn-3": AttentionRow(
+        "_flash_3",
+        "flash_attn_3",
+        FORWARD_ONLY,
+        "pip install --no-build-isolation 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+        range(8, 257, 8),
+        "multiples of 8 up to 256",
+        capability=(9, 0),
+        below=(10, 0),
+    ),
+}
+"""`attention_mechanism` -> its kernels. Source of capabilities and widths: the README of each package."""

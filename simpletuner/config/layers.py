@@ -146,6 +146,9 @@ def _wrong(option: Option, given: Given, label: str, error: ValueError) -> Probl
 
 def _locate(option: Option, given: Given, where: Where, label: str) -> str | Problem:
     """A path that is read: from the working directory, else beside the config file. `~` is the user's home."""
+    if "\0" in given.value:  # which the calls below do not survive
+        what = f"{label}`{option.name}` is {show(given.written)} ({given.source})."
+        return Problem(option.name, what, "no path holds the character of number 0.", "Correct the path.")
     path = Path(os.path.expanduser(given.value))
     if option.path == "output":
         return str(path) if given.value.startswith("~") else given.value

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config import rules, rules_memory
+from simpletuner.config import rules, rules_attention, rules_memory
 from simpletuner.config.arguments import LAUNCH, Arguments, read_arguments
 from simpletuner.config.compose import compose
 from simpletuner.config.entries import Entries, Entry, read_entries
@@ -80,6 +80,7 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     """Defaults layered beneath what was written, and everything judged. Raises ConfigError."""
     run = compose(parsed.family, parsed.given, parsed.entries, hardware, parsed.config_path, parsed.notices)
     problems = [*rules.check(run), *rules.check_adapter(run, parsed.family), *rules_memory.check_hardware(run)]
+    problems += rules_attention.check_family(run, parsed.family)
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
@@ -94,6 +95,7 @@ def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> 
     found = [*rules.check(run)]
     if knows_family:
         found += [*rules.check_adapter(run, parsed.family), *parsed.family.check(run)]
+        found += rules_attention.check_family(run, parsed.family)
     at_fault = {problem.option for problem in known}
     if any("." in option for option in at_fault):
         at_fault.add("data_backend_config")  # a set that could not be read is not a set that is not there

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simpletuner.config import rules_attention
 from simpletuner.config.hardware import COMPILERS, has_compiler, missing_kernels
 from simpletuner.config.run import Run
 from simpletuner.errors import Problem
 
 __all__ = ["check", "check_hardware", "notices", "savings"]
 
-HALF = ("float16", "bfloat16")
 AMPERE = (8, 0)
-CUDA_ATTENTION = ("native-efficient", "cudnn")
-"""Attention kernels that only CUDA has; flash and the plain one are on the CPU too."""
-DIFFUSERS = 'Set it to "diffusers", which takes the best kernel that there is.'
 
 
 def check(run: Run) -> Iterator[Problem]:
     """What is wrong on any machine."""
     if run.memory.enable_group_offload:
         yield from _offload(run)
-    if run.kernels.attention_mechanism == "sageattention":
-        yield Problem(
-            "attention_mechanism",
-            '`attention_mechanism` is "sageattention".',
-            "it has no backward pass to train through, and serves only some sizes of attention heads: not Sana's 32 and 112.",
-            DIFFUSERS,
-        )
     if run.kernels.dynamo_backend != "no" and run.model.model_type == "lora" and run.adapter.use_dora:
         yield Problem(
             "dynamo_backend",
@@ -87,27 +77,7 @@ def check_hardware(run: Run) -> Iterator[Problem]:
             "it writes code that one has to translate.",
             'Install one, or set it to "no".',
         )
-    if (why := _lacks_kernel(run)) and run.kernels.attention_mechanism != "diffusers":
-        mechanism = run.kernels.attention_mechanism
-        what = f'`attention_mechanism` is "{mechanism}", which this run cannot use on {run.hardware.name or device}.'
-        yield Problem("attention_mechanism", what, why, DIFFUSERS)
-
-
-def _lacks_kernel(run: Run) -> str:
-    """Why the attention kernel is not to be had; "" if it is."""
-    mechanism, hardware = run.kernels.attention_mechanism, run.hardware
-    if hardware.device != "cuda":
-        if mechanism in CUDA_ATTENTION:
-            return "only CUDA has that kernel."
-        return "Apple's GPUs have one kernel, their own." if hardware.device == "mps" and mechanism == "native-flash" else ""
-    if mechanism == "cudnn" and hardware.capability is None:
-        return "cuDNN is NVIDIA's."
-    if mechanism in ("native-flash", "cudnn"):
-        if hardware.capability is not None and hardware.capability < AMPERE:
-            return "that kernel begins with NVIDIA's Ampere cards (compute capability 8.0)."
-        if run.dtypes.base not in HALF and run.dtypes.autocast is None:
-            return f"that kernel computes in bf16 and fp16 only, and this run in {run.dtypes.base}."
-    return ""
+    yield from rules_attention.check_hardware(run)
 
 
 def notices(run: Run) -> Iterator[str]:
@@ -119,6 +89,7 @@ def notices(run: Run) -> Iterator[str]:
                 yield f"`{option}` saves nothing here: this machine computes on the CPU, where the weights lie anyway."
     if memory.enable_group_offload and memory.group_offload_use_stream and device != "cuda":
         yield f"`group_offload_use_stream` has no effect here: streams are CUDA's, and this machine computes on {device}."
+    yield from rules_attention.notices(run)
     has_tf32 = device == "cuda" and (run.hardware.capability is None or run.hardware.capability >= AMPERE)
     if run.kernels.disable_tf32 and not has_tf32:
         yield f"`disable_tf32` has no effect here: {run.hardware.name or device} has no TF32."

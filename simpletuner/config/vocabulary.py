@@ -25,6 +25,7 @@ class FamilyFacts(Protocol):
     defaults: Mapping[str, Any]
     adapter_presets: Mapping[str, tuple[str, ...]]
     lycoris_presets: Mapping[str, tuple[str, ...]]
+    keeps_attention: str
     Options: type[Section]
 
     def check(self, run: Run) -> Iterable[Problem]:

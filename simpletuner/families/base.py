@@ -73,6 +73,8 @@ class ModelFamily(ABC):
     """`apply_preset` of a LyCORIS config -> classes of the denoiser's modules. Has "attn-only", "attn-mlp" and "full"."""
     kept_whole: ClassVar[tuple[str, ...]]
     """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
+    keeps_attention: ClassVar[str] = "its attention calls PyTorch's kernels and no others."
+    """Why its gallery cannot be painted by other packages' attention kernels (`config/catalogue.py`); "" if `sampler` can."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option defaults that differ for this family."""
     Options: ClassVar[type[Section]] = Section

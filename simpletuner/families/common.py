@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from simpletuner.config.catalogue import ATTENTION
+from simpletuner.config.rules_attention import unfit_heads
 from simpletuner.config.run import Run
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import UserError
@@ -43,6 +45,8 @@ __all__ = [
     "save_component",
     "starting_noise",
     "usage",
+    "verify_attention",
+    "verify_heads",
     "write_safetensors",
 ]
 
@@ -182,6 +186,31 @@ def on_loan(load: Callable[[], Model], device: str, *, is_offloaded: bool = Fals
                 torch.cuda.empty_cache()
             elif device.startswith("mps"):
                 torch.mps.empty_cache()
+
+
+def verify_heads(run: Run, width: int, repository: str) -> None:
+    """Raises UserError if the attention kernels that paint the gallery cannot serve heads of this width."""
+    if problem := unfit_heads(run.kernels.attention_mechanism, width, repository):
+        raise UserError(problem.what, problem.why, problem.mend)
+
+
+def verify_attention(run: Run) -> None:
+    """Raises UserError if the package whose kernels paint the gallery is installed but broken: it is imported here.
+
+    A build for another torch is no rarity, and the first gallery may be hours away.
+    """
+    mechanism = run.kernels.attention_mechanism
+    if mechanism not in ATTENTION:
+        return
+    from diffusers.models.attention_dispatch import attention_backend
+
+    row = ATTENTION[mechanism]
+    try:
+        with attention_backend(row.backend):
+            pass
+    except RuntimeError as error:
+        what = f"`attention_mechanism={mechanism}` needs the package `{row.module}`, which cannot be used: {error}"
+        raise UserError(what, "it may be built for another PyTorch or another CUDA.", row.pip) from error
 
 
 @contextmanager

@@ -78,6 +78,10 @@ class Sana(ModelFamily):
         "full": ("Linear", "Conv2d"),
     }
     kept_whole: ClassVar[tuple[str, ...]] = ("patch_embed*", "time_embed*", "caption_*", "norm*", "*.norm*", "proj_out")
+    keeps_attention: ClassVar[str] = (
+        "its self-attention is linear, without a softmax; its cross-attention has heads 112 wide (72 in the 600M) and masks "
+        "the padding of prompts: SageAttention is for heads of 64, 96 or 128, and neither it nor flash-attn knows masks."
+    )
     defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
     Options: ClassVar[type[Section]] = SanaOptions
 

@@ -104,6 +104,7 @@ class StableDiffusion3(ModelFamily):
     kept_whole: ClassVar[tuple[str, ...]] = (
         "pos_embed*", "time_text_embed*", "context_embedder", "norm*", "*.norm*", "proj_out"
     )  # fmt: skip
+    keeps_attention: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
     Options: ClassVar[type[Section]] = SD3Options
 
@@ -132,6 +133,7 @@ class StableDiffusion3(ModelFamily):
         """The transformer's configuration, found to be of the flavour that was asked for and deep enough."""
         config = self.repository.json(DENOISER_CONFIG)
         shape = Shape.of_config(config)
+        common.verify_heads(self.run, config["attention_head_dim"], self.repository.name)
         flavour = self.run.model.model_flavour
         if flavour is not None and shape.model != f"SD3.5-{flavour}":
             raise UserError(
@@ -163,6 +165,7 @@ class StableDiffusion3(ModelFamily):
         return FlowMatching()
 
     def verify(self) -> None:
+        common.verify_attention(self.run)
         self.repository.verify("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
         if self.single_file is None:
             self.repository.verify(DENOISER)
@@ -257,6 +260,8 @@ class StableDiffusion3(ModelFamily):
         import torch
         from diffusers import StableDiffusion3Pipeline
 
+        from simpletuner.networks.joint_attention import attending
+
         parts: dict[str, Any] = {
             f"{part}{suffix}": None for part in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3")
         }
@@ -294,7 +299,7 @@ class StableDiffusion3(ModelFamily):
                 ).images
             return latents_1CHW.float()
 
-        with common.evaluating(denoiser):
+        with common.evaluating(denoiser), attending(denoiser, self.run.kernels.attention_mechanism):
             yield sample
 
     def skip_layers(self) -> dict[str, Any]:

@@ -23,4 +23,6 @@ def preferring(mechanism: str) -> AbstractContextManager[Any]:
 
     The choice is torch's, for all threads of the process: the backward pass runs in another.
     """
-    return nullcontext() if mechanism == "diffusers" else sdpa_kernel(list(PREFERENCES[mechanism]), set_priority=True)
+    if mechanism not in PREFERENCES:  # torch's own order; packages' kernels are in `joint_attention.py`
+        return nullcontext()
+    return sdpa_kernel(list(PREFERENCES[mechanism]), set_priority=True)

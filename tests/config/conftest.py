@@ -42,6 +42,7 @@ class Fake:
     defaults: Mapping[str, Any] = {"max_grad_norm": 0.1, "vae_batch_size": 3}
     adapter_presets: Mapping[str, tuple[str, ...]] = {"attention": ("to_q",), "full": ("to_q", "proj")}
     lycoris_presets: Mapping[str, tuple[str, ...]] = {"attn-mlp": ("Attention", "FeedForward"), "full": ("Linear",)}
+    keeps_attention = ""
     Options: type[Section] = FakeOptions
 
     @classmethod
@@ -57,6 +58,7 @@ class Fake:
 
 class Other(Fake):
     title = "Other"
+    keeps_attention = "its heads are odd."
     Options = OtherOptions
 
     @classmethod

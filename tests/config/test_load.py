@@ -288,3 +288,7 @@ def test_a_problem_that_is_not_overridable_stays_one(project: Project) -> None:
 def test_the_machine_decides_what_is_unset(project: Project) -> None:
     assert project.run(hardware=Hardware("cuda", has_bf16=True)).precision.mixed_precision == "bf16"
     assert project.run(hardware=Hardware("cpu")).precision.mixed_precision == "no"
+
+
+def test_a_path_with_a_null_character_is_no_path(project: Project) -> None:
+    assert "no path holds" in project.problem("--data_backend_config=~\0")

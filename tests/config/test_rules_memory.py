@@ -14,7 +14,6 @@ Project = Any
 
 V100 = Hardware("cuda", capability=(7, 0))
 H100 = Hardware("cuda", has_bf16=True, capability=(9, 0))
-AMD = Hardware("cuda", has_bf16=True)
 OFFLOAD = "enable_group_offload=true"
 
 
@@ -43,45 +42,6 @@ def refused(project: Project, hardware: Hardware, *words: str) -> str:
     with pytest.raises(ConfigError) as caught:
         project.run(*words, hardware=hardware)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("mechanism", "hardware", "mixed", "why"),
-    [
-        ("native-efficient", Hardware(), "no", "only CUDA"),
-        ("cudnn", Hardware("mps"), "no", "only CUDA"),
-        ("native-flash", Hardware("mps"), "no", "one kernel"),
-        ("cudnn", AMD, "bf16", "NVIDIA's"),
-        ("native-flash", V100, "fp16", "Ampere"),
-        ("native-flash", H100, "no", "in float32"),
-        ("cudnn", H100, "no", "in float32"),
-    ],
-)
-def test_an_attention_kernel_that_is_not_there_is_refused(
-    project: Project, mechanism: str, hardware: Hardware, mixed: str, why: str
-) -> None:
-    words = (f"attention_mechanism={mechanism}", f"mixed_precision={mixed}")
-    assert why in refused(project, hardware, *words)
-
-
-@pytest.mark.parametrize(
-    ("mechanism", "hardware", "mixed"),
-    [
-        ("native-flash", Hardware(), "no"),
-        ("native-math", Hardware("mps"), "no"),
-        ("native-flash", H100, "bf16"),
-        ("cudnn", H100, "bf16"),
-        ("native-flash", AMD, "bf16"),
-        ("native-efficient", V100, "no"),
-    ],
-)
-def test_one_that_is_there_passes(project: Project, mechanism: str, hardware: Hardware, mixed: str) -> None:
-    run = project.run(f"attention_mechanism={mechanism}", f"mixed_precision={mixed}", hardware=hardware)
-    assert run.kernels.attention_mechanism == mechanism
-
-
-def test_sage_attention_is_refused_with_the_reason(project: Project) -> None:
-    assert "no backward pass" in project.problem("attention_mechanism=sageattention")
 
 
 def test_dora_is_not_compiled(project: Project) -> None:

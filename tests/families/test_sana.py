@@ -15,10 +15,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from transformers import Gemma2Model
 
+from simpletuner.config.load import parse
 from simpletuner.config.run import Dtypes
 from simpletuner.data.samples import Prompt
 from simpletuner.diffusion.density import auto_shift
-from simpletuner.errors import UserError
+from simpletuner.errors import ConfigError, UserError
+from simpletuner.families import find
 from simpletuner.families.base import Shot
 from simpletuner.families.instruction import stock_instruction
 from simpletuner.families.sana import Sana
@@ -512,3 +514,10 @@ def test_fp16_is_for_the_first_weights_and_discouraged_for_others(make_run, opti
 
 def test_no_other_precision_is_discouraged(make_run):
     assert not [line for mixed in ("no", "bf16") for line in Sana.notices(make_run("sana", mixed_precision=mixed))]
+
+
+def test_sageattention_is_refused_with_the_width_of_the_heads(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_family": "sana", "attention_mechanism": "sageattention", "data_backend_config": []}))
+    with pytest.raises(ConfigError, match=r"which Sana cannot use\.\nWhy: .*112 wide .* 64, 96 or 128"):
+        parse(["--config_file", str(config)], families=find(), environ={}, cwd=tmp_path)

@@ -179,6 +179,44 @@ def test_the_first_loss_is_that_of_plain_torch(make_run, tiny_repo, stock, tmp_p
     torch.testing.assert_close(ours.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_packages_kernels_paint_every_picture_and_no_training_step_sees_them(make_run, tmp_path, dispatched, embeds):
+    losses, calls = [], dispatched("flash-attn")
+    for mechanism in ("diffusers", "flash-attn"):
+        options = {"lora_dropout": 0.0, "optimizer": "torch-adamw", "learning_rate": 1e-3, "output_dir": str(tmp_path)}
+        run = make_run("sd3", attention_mechanism=mechanism, **options)
+        family = StableDiffusion3(run)
+        micro = MicroBatch(0, (128, 96), (0,), epoch=0, index=0)
+        batch = Batch(torch.ones(1, 16, 12, 16), family.collate(embeds[:1], []), ("a",), False, micro, slot=0, slots=1)
+        with Engine(run) as engine:
+            denoiser = family.load_denoiser()
+            trainer = Trainer(run, engine, family, denoiser, build_tuning(family, denoiser, run), None, [], Told(), steps=1)
+            losses.append(trainer.loss(batch))
+            losses[-1].mean().backward()
+            assert not calls
+            with torch.no_grad(), engine.attention(), family.sampler(denoiser, "cpu") as sample:
+                losses.append(sample(SHOT, *embeds, None))
+            assert bool(calls) == (mechanism == "flash-attn")
+            count = len(calls)
+            losses.append(trainer.loss(batch))
+            assert len(calls) == count
+            calls.clear()
+    assert all(torch.equal(one, other) for one, other in zip(losses[:3], losses[3:], strict=True))
+
+
+def test_heads_that_the_kernels_cannot_serve_are_told_by_the_small_files_alone(make_run):
+    family = StableDiffusion3(make_run("sd3", attention_mechanism="sageattention"))
+    with pytest.raises(UserError, match=r"heads of `.*` are 16 wide\.\nWhy:  its kernels are for widths of 64, 96 or 128"):
+        _ = family.latent
+
+
+def test_a_package_that_cannot_be_imported_is_told_before_any_work(make_run):
+    family = StableDiffusion3(make_run("sd3", attention_mechanism="flash-attn"))
+    with pytest.raises(
+        UserError, match=r"`flash_attn`, which cannot be used: [\s\S]*pip install --no-build-isolation flash-attn"
+    ):
+        family.verify()
+
+
 @pytest.mark.parametrize(("interval", "recomputed"), [(1, 4), (2, 2), (3, 2)])
 def test_checkpointing_follows_the_options(make_run, interval, recomputed, embeds):
     family = StableDiffusion3(make_run("sd3", gradient_checkpointing_interval=interval))

@@ -8,8 +8,6 @@ from simpletuner.config.options import Section, option
 
 __all__ = ["Kernels"]
 
-Mechanism = Literal["diffusers", "native-flash", "native-efficient", "native-math", "cudnn", "sageattention"]
-
 
 class Kernels(Section):
     """By which kernels the denoiser is computed: the same numbers up to rounding, at another speed."""
@@ -18,10 +16,24 @@ class Kernels(Section):
     """Compile each block of the denoiser by `torch.compile` with this backend. `inductor` is the fast one: some minutes at the
     start, then faster steps; `eager` and `aot_eager` serve to find faults."""
 
-    attention_mechanism: Mechanism = option("diffusers")
+    attention_mechanism: Literal[
+        "diffusers",
+        "native-flash",
+        "native-efficient",
+        "native-math",
+        "cudnn",
+        "sageattention",
+        "sageattention-int8-fp16-triton",
+        "sageattention-int8-fp16-cuda",
+        "sageattention-int8-fp8-cuda",
+        "flash-attn",
+        "flash-attn-3",
+    ] = option("diffusers")
     """Kernel that attention prefers: PyTorch's flash, memory-efficient, plain or cuDNN one. Calls that it cannot serve (flash
     knows no masks on CUDA) take one of the others; `native-math` is always alone. `diffusers` leaves the choice to PyTorch.
-    `sageattention` is refused: it cannot be trained through."""
+    `sageattention` and its kinds, `flash-attn` and `flash-attn-3` are packages of their own, for CUDA in bf16 or fp16. They
+    paint the gallery only: training goes on by PyTorch's kernels. `sageattention` chooses one of its kinds by the card; it
+    rounds to 8 bits, so that its pictures differ a little. Not every family can use them: an error says why."""
 
     disable_tf32: bool = option(False)
     """Train with full float32 matrix products and convolutions on NVIDIA cards, instead of TF32, which is several times faster
