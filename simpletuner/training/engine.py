@@ -119,8 +119,9 @@ class Engine:
         self._set_tf32(False)  # cuDNN's convolutions would encode pictures in it: torch's own default
         self._cpu_group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.ranks > 1 else None
         self._predict: nn.Module | None = None
-        # On the CPU too: float16's range is as small there.
-        self._scaler = torch.amp.GradScaler(self.device.partition(":")[0]) if run.precision.mixed_precision == "fp16" else None
+        # On the CPU too: float16's range is as small there. And for a quantised base whose arithmetic alone is in it.
+        is_scaled = run.precision.mixed_precision == "fp16" or run.dtypes.base == "float16"
+        self._scaler = torch.amp.GradScaler(self.device.partition(":")[0]) if is_scaled else None
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -250,7 +251,7 @@ class Engine:
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients; under fp16 those of a scaled loss, else the small ones would be lost."""
+        """Add this micro-batch's gradients; in float16 those of a scaled loss, else the small ones would be lost."""
         # Not through accelerate: it divides by an accumulation count of its own, which its launcher may have set.
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
@@ -260,7 +261,7 @@ class Engine:
             self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Move the weights; under fp16 not if a gradient overflowed, and the scale is then halved.
+        """Move the weights; in float16 not if a gradient overflowed, and the scale is then halved.
 
         All ranks decide alike: they hold the same averaged gradients, in which one rank's overflow is everybody's.
         """

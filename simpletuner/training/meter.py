@@ -137,7 +137,8 @@ class Meter:
                 f"The last {MOST_SKIPPED} steps, up to step {step}, were all skipped: their gradients overflowed.",
                 why="the loss's scale was halved each time and is far below 1 by now: no scale brings these gradients into "
                 "float16's range, for the network's own activations leave it.",
-                mend='set mixed_precision to "bf16" on a card that has it, else to "no". The last checkpoint is unhurt.',
+                mend='set mixed_precision to "bf16" on a card that has it, else to "no", and base_model_default_dtype, if it '
+                'is "fp16", likewise. The last checkpoint is unhurt.',
             )
 
     def figures(self) -> Figures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def test_nothing_is_scaled_without_fp16(tmp_path: Path) -> None:
             engine.backward((3 * weight).sum())
             assert weight.grad is not None
             assert weight.grad.item() == 3
+
+
+@pytest.mark.parametrize(("optimizer", "trained"), [("torch-adamw", "float32"), ("adamw_bf16", "bfloat16")])
+def test_the_loss_is_scaled_for_a_base_that_computes_in_float16_under_bf16_too(
+    tmp_path: Path, optimizer: str, trained: str
+) -> None:
+    """`base_model_default_dtype` says so of a quantised base; in what it passes back, small gradients would be lost."""
+    run = make_run(tmp_path, mixed_precision="bf16", optimizer=optimizer, trained=trained)
+    run = replace(run, dtypes=replace(run.dtypes, base="float16"))
+    weights, scales, _ = steps_of(run, Overflowing(2), 3)
+    assert scales == [65536, 32768, 32768]
+    assert equal(weights[0], weights[1])
+    assert not equal(weights[1], weights[2])
 
 
 def test_a_resumed_run_goes_on_with_the_scale_of_the_unbroken_one(tmp_path: Path) -> None:
