@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from simpletuner.diffusion.density import Density
     from simpletuner.diffusion.process import Process
+    from simpletuner.diffusion.weighting import AdaptiveWeights
 
 __all__ = ["Flavour", "ModelFamily", "OnStep", "Shot", "StateDict"]
 
@@ -115,6 +116,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def density(self, latent_HW: tuple[int, int]) -> Density:
         """Which times are trained, as an inverse CDF, for latents of this size."""
+
+    def weight(self, t_B: Tensor) -> Tensor:
+        """How much the loss at these times counts, (B,) float32: all alike, unless the family says otherwise."""
+        return t_B.new_ones(t_B.shape)
+
+    def adaptive_weights(self, device: str) -> AdaptiveWeights | None:
+        """Weights that are learned while training, in place of `weight`, if the run asks for them."""
+        return None
 
     @abstractmethod
     def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:

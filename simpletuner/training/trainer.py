@@ -84,6 +84,7 @@ class Trainer:
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
+        self.adaptive = family.adaptive_weights(engine.device)
 
     @property
     def is_done(self) -> bool:
@@ -113,7 +114,12 @@ class Trainer:
                 target_BCHW = self.predict(x_BCHW, t_B, cond)
         else:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
-        return l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
+        loss_B = l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
+        if self.adaptive is None:
+            return self.family.weight(t_B) * loss_B
+        if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
+            self.adaptive.note(t_B, loss_B)
+        return self.adaptive.weight(t_B) * loss_B
 
     def _build_ema(self) -> Ema | None:
         options = self.run.ema
@@ -152,6 +158,8 @@ class Trainer:
         self.state.advance(group.after, samples=group.batches[0].slots)
         if self.ema is not None:
             self.ema.update(self.state.step)
+        if self.adaptive is not None:
+            self.adaptive.update(self.engine.total)
         self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
 
     def _report(self) -> None:
