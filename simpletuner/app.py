@@ -20,11 +20,11 @@ from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import Gallery, is_complete
-from simpletuner.evaluation.prompts import prompts_of, validation_shots
+from simpletuner.evaluation.prompts import prompts_of
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
-from simpletuner.preflight import length_of, open_sets, plan_of
+from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
@@ -48,10 +48,7 @@ def train(run: Run) -> Path:
     with Engine(run) as engine, locked(folder, engine, early.append), reporting(run, engine) as tell:
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
-        shots = validation_shots(
-            run, defaults=family.shot_defaults(), native_edge_px=family.latent.native_edge_px,
-            alignment_px=family.latent.alignment_px, tell=tell,
-        )  # fmt: skip
+        shots = shots_of(run, family, tell)
         sets = open_sets(run, family.latent, engine, tell)
         for images in sets:
             tell(Notice(images.ledger.summary))

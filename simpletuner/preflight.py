@@ -20,8 +20,9 @@ from simpletuner.errors import DataError
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
+from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of"]
+__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
     latent = family.latent
-    defaults, edge_px = family.shot_defaults(), latent.native_edge_px
-    shots = validation_shots(run, defaults=defaults, native_edge_px=edge_px, alignment_px=latent.alignment_px, tell=tell)
+    shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
     stream = plan_of(run, sets)
     return Report(
@@ -99,6 +99,19 @@ def inspect(run: Run, tell: Tell) -> Report:
         buckets={images.entry.id: _table(plan) for images, plan in zip(sets, stream.sets, strict=True)},
         length=length_of(run, stream, ranks=1),
         pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
+    )
+
+
+def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
+    """The pictures of each gallery, as this family makes them. Raises ConfigError."""
+    latent = family.latent
+    return validation_shots(
+        run,
+        defaults=family.shot_defaults(),
+        guidance=family.shot_guidance(),
+        native_edge_px=latent.native_edge_px,
+        alignment_px=latent.alignment_px,
+        tell=tell,
     )
 
 

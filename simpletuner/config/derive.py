@@ -81,7 +81,8 @@ def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Ite
         yield "adamw_bf16 keeps float32 weights here, since mixed_precision is no."
     if "model_flavour" not in written and values["model_flavour"] is not None:
         yield f"model_flavour is {values['model_flavour']}: no model was named."
-    if {"model_flavour", "pretrained_model_name_or_path"} <= written:
+    repositories = {flavour.repository for flavour in known.family.flavours.values()}
+    if {"model_flavour", "pretrained_model_name_or_path"} <= written and len(repositories) > 1:
         yield f"pretrained_model_name_or_path wins over the flavour {values['model_flavour']}."
     yield from _length_notices(values, is_written=bool(known.values["max_train_steps"]))
 
@@ -113,15 +114,17 @@ def _folder_name(name: str) -> str:
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
 
 
-def dtypes(values: Mapping[str, Any]) -> Dtypes:
-    """Number formats of a run, whose options are derived already."""
+def dtypes(values: Mapping[str, Any], *, keeps_float32: bool = False) -> Dtypes:
+    """Number formats of a run, whose options are derived already. `keeps_float32` is the family's."""
     mixed = values["mixed_precision"]
     row = OPTIMIZERS.get(values["optimizer"])
     trained = row.trained_dtype if row and mixed == "bf16" else "float32"
     latents = "float32" if mixed == "no" else "float16"
     text = "bfloat16" if mixed == "bf16" else "float32"  # in float16 T5 and Gemma overflow
+    is_quantised = values["base_model_precision"] != "no_change"
+    if keeps_float32 and not is_quantised:
+        return Dtypes("float32", "float32", DTYPES[mixed] if mixed != "no" else None, text, latents)
     if values["model_type"] == "lora":  # PEFT casts between float32 adapters and a half-precision base
-        is_quantised = values["base_model_precision"] != "no_change"
         base = DTYPES[values["base_model_default_dtype"] if is_quantised else mixed]
         return Dtypes(base=base, trained=trained, autocast=None, text=text, latents=latents)
     autocast = DTYPES[mixed] if mixed != "no" and trained == "float32" else None

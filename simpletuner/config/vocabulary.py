@@ -23,6 +23,7 @@ class FamilyFacts(Protocol):
     flavours: Mapping[str, Any]
     default_flavour: str
     defaults: Mapping[str, Any]
+    keeps_float32: bool
     Options: type[Section]
 
     def check(self, run: Run) -> Iterable[Problem]:

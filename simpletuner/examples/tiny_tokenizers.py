@@ -6,10 +6,10 @@ import string
 from itertools import chain
 from typing import Any
 
-from tokenizers import processors
-from transformers import GemmaTokenizer
+from tokenizers import pre_tokenizers, processors
+from transformers import CLIPTokenizer, GemmaTokenizer
 
-__all__ = ["gemma_tokenizer"]
+__all__ = ["clip_tokenizer", "gemma_tokenizer"]
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")  # Gemma's own order, so the ids are the real ones
 SPACE = "▁"
@@ -29,6 +29,27 @@ def gemma_tokenizer(text: str) -> GemmaTokenizer:
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )
     return tokenizer
+
+
+def clip_tokenizer(text: str) -> CLIPTokenizer:
+    """A byte-level BPE as CLIP's: 256 bytes, the same at the end of a word, the words of `text`, start and end of text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: list[tuple[str, str]] = []
+    for word in dict.fromkeys(text.lower().split()):
+        body, last = word[:-1], word[-1]
+        if word.isascii() and word.isalnum():  # other words stay split into their bytes
+            merges += zip(accumulated(body), [*body[1:], f"{last}</w>"], strict=False)
+    merges = list(dict.fromkeys(merges))
+    ends = ["<|startoftext|>", "<|endoftext|>"]  # in this order: CLIP reads its summary where the highest id stands
+    pieces = chain(letters, (f"{letter}</w>" for letter in letters), (left + right for left, right in merges), ends)
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    settings: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "pad_token": ends[1], "model_max_length": 77}
+    return CLIPTokenizer(**settings)
+
+
+def accumulated(letters: str) -> list[str]:
+    """The beginnings of a word, shortest first."""
+    return [letters[: length + 1] for length in range(len(letters))]
 
 
 def word_merges(text: str, alphabet: set[str]) -> list[tuple[str, str]]:

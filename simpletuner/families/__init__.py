@@ -11,7 +11,7 @@ from simpletuner.families.base import ModelFamily
 
 __all__ = ["find", "load"]
 
-NOT_FAMILIES = ("base", "common", "instruction", "repository")
+NOT_FAMILIES = ("base", "cascade_lora", "cascade_parts", "cascade_pictures", "common", "instruction", "repository")
 
 
 def find() -> dict[str, type[ModelFamily]]:

@@ -72,6 +72,8 @@ class ModelFamily(ABC):
     """Names of the layers that get an adapter, as PEFT matches them (suffixes)."""
     kept_whole: ClassVar[tuple[str, ...]]
     """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
+    keeps_float32: ClassVar[bool] = False
+    """Whether the denoiser stays in float32, with autocast, where `mixed_precision` asks for less."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option defaults that differ for this family."""
     Options: ClassVar[type[Section]] = Section
@@ -141,8 +143,8 @@ class ModelFamily(ABC):
         """The stock pipeline round the live denoiser: (shot, cond, uncond, on_step) -> latents (1, C, H, W)."""
 
     @abstractmethod
-    def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds], Image]]:
-        """Latents (1, C, H, W), as trained on, and the prompt's embeds -> a picture."""
+    def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds, Embeds], Image]]:
+        """Latents (1, C, H, W), as trained on, the prompt's embeds and the negative prompt's -> a picture."""
 
     @abstractmethod
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
@@ -171,6 +173,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def shot_defaults(self) -> tuple[float, int]:
         """(guidance, steps) of a picture where the user sets none."""
+
+    def shot_guidance(self) -> float | None:
+        """The guidance that an option of the family's own sets; it wins over `validation_guidance`. None: there is none."""
+        return None
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER_FILE",
     "adapter_alpha",
+    "adapter_config",
     "alignment_px",
     "evaluating",
     "load_adapter",
@@ -195,13 +196,18 @@ def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
     return weights
 
 
-def adapter_alpha(path: Path) -> float | None:
-    """The alpha that a LoRA was trained with; None if its file, or folder, does not say. Raises UserError."""
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The LoRA configuration that `save_adapter` put beside the weights, the prefix taken off; {} if there is none."""
     from safetensors import safe_open
 
     with safe_open(adapter_file(path), "pt") as file:
         config = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return next((value for key, value in config.items() if key.rpartition(".")[2] == "lora_alpha"), None)
+    return {key.rpartition(".")[2]: value for key, value in config.items()}
+
+
+def adapter_alpha(path: Path) -> float | None:
+    """The alpha that a LoRA was trained with; None if its file, or folder, does not say. Raises UserError."""
+    return adapter_config(path).get("lora_alpha")
 
 
 def adapter_file(path: Path) -> Path:

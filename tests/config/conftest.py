@@ -40,6 +40,7 @@ class Fake:
     }
     default_flavour = "small"
     defaults: Mapping[str, Any] = {"max_grad_norm": 0.1, "vae_batch_size": 3}
+    keeps_float32 = False
     Options: type[Section] = FakeOptions
 
     @classmethod

@@ -27,6 +27,7 @@ from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
 from simpletuner.events import Stepped
+from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
@@ -165,7 +166,7 @@ def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str], Path]) -> Path:
     """What one process and what two wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    families = [f"{name}={tiny_repo(name)}" for name in find()]
+    families = [f"{name}={model_options(name, tiny_repo(name))['pretrained_model_name_or_path']}" for name in find()]
     with Engine(make_run(folder)) as engine:
         train_all(engine, folder, families)
     # Without a GPU no flag is needed: two processes must never be two trainings that know nothing of each other.
