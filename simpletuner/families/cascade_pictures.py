@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-__all__ = ["decode", "decoder_pipeline", "exact_time", "load_decoder", "preview", "prior_pipeline", "undisturbed", "usage"]
+__all__ = [
+    "decode",
+    "decoder_pipeline",
+    "exact_time",
+    "load_decoder",
+    "load_decoder_pipeline",
+    "preview",
+    "prior_pipeline",
+    "undisturbed",
+    "usage",
+]
 
 DEPRECATED = {
     "diffusers.pipelines.pipeline_utils": "has been deprecated and will not receive bug fixes",
@@ -99,26 +109,38 @@ def preview(previewer: nn.Module, latents_1CHW: Tensor, size_WH: tuple[int, int]
     return picture.resize(size_WH, Image.Resampling.BICUBIC)
 
 
-def usage(prior: Repository, subfolder: str, decoder: Repository, result: Path, arguments: str) -> str:
-    """A few lines of Python that make a picture with `result`, a LoRA's file or a whole prior's folder."""
+def load_decoder_pipeline(name: str, subfolder: str = "decoder", variant: str | None = None) -> Any:
+    """The stock StableCascadeDecoderPipeline of a hub repository or folder, in float32 on the CPU.
+
+    It has no text encoder: hand it `prompt_embeds` and `prompt_embeds_pooled` as the prior's pipeline returns them.
+    """
+    repository = Repository(name, variant=variant)
+    decoder = load_decoder(repository.weights(subfolder), repository.component("vqgan"), "float32")
+    return decoder_pipeline(decoder, "float32", common.load_scheduler(repository, None))
+
+
+def usage(prior: Repository, subfolder: str, decoder: str, result: Path, arguments: str) -> str:
+    """A few lines of Python that make a picture with `result`, a LoRA's file or a whole prior's folder.
+
+    `decoder` are the arguments of `load_decoder_pipeline`, `arguments` those of the prior's pipeline.
+    """
     is_adapter = result.suffix == ".safetensors"
-    lines = ["from diffusers import StableCascadeDecoderPipeline, StableCascadePriorPipeline"]
-    lines.append("from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel")
     base = prior.arguments if is_adapter else repr(str(result))
-    if is_adapter:
-        lines.append("from simpletuner.families.stable_cascade import load_stage_c_lora")
-        if subfolder != "prior":
-            lines.append("from diffusers.models import StableCascadeUNet")
-            lines.append(f"lite = StableCascadeUNet.from_pretrained({base}, subfolder={subfolder!r})")
-            base += ", prior=lite"
+    lines = [
+        "from diffusers import StableCascadePriorPipeline",
+        "from simpletuner.families.stable_cascade import load_decoder_pipeline, load_stage_c_lora",
+    ]
+    if is_adapter and subfolder != "prior":
+        lines.append("from diffusers.models import StableCascadeUNet")
+        lines.append(f"lite = StableCascadeUNet.from_pretrained({base}, subfolder={subfolder!r})")
+        base += ", prior=lite"
     lines.append(f"prior = StableCascadePriorPipeline.from_pretrained({base})")
     if is_adapter:
         lines.append(f"load_stage_c_lora(prior, {str(result)!r})")
     lines += [
-        f"vqgan = PaellaVQModel.from_pretrained({decoder.arguments}, subfolder='vqgan')",
-        f"decoder = StableCascadeDecoderPipeline.from_pretrained({decoder.arguments}, vqgan=vqgan)",
-        f"latents = prior({arguments}).image_embeddings",
-        f"decoder(latents, {arguments.partition(', height')[0]}).images[0].save('picture.png')",
+        f"decoder = load_decoder_pipeline({decoder})",
+        f"latents, embeds, pooled, *_ = prior({arguments}, return_dict=False)",
+        "decoder(latents, prompt_embeds=embeds, prompt_embeds_pooled=pooled).images[0].save('picture.png')",
     ]
     return "\n".join(lines)
 

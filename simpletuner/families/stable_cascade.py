@@ -21,6 +21,7 @@ from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
+from simpletuner.families.cascade_pictures import load_decoder_pipeline
 from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from simpletuner.diffusion.process import CosineEpsilon
     from simpletuner.diffusion.weighting import AdaptiveWeights
 
-__all__ = ["StableCascade", "StableCascadeOptions", "load_stage_c_lora"]
+__all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "load_stage_c_lora"]
 
 REPOSITORY = "stabilityai/stable-cascade-prior"
 CELL_PX = 128 / 3
@@ -332,7 +333,9 @@ class StableCascade(ModelFamily):
             guidance = self.run.validation.validation_guidance
         if guidance is not None:  # as the gallery, so that it looks like it
             arguments += f", guidance_scale={guidance:g}"
-        return pictures.usage(self.repository, self.subfolder, self.decoder_repository, result, arguments)
+        options = self.options
+        decoder = f"{self.decoder_repository.name!r}, {options.stable_cascade_decoder_subfolder!r}"
+        return pictures.usage(self.repository, self.subfolder, decoder, result, arguments)
 
     def shot_defaults(self) -> tuple[float, int]:
         return 4.0, 10  # the stock pipelines' own: the prior's guidance, the decoder's steps
