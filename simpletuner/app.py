@@ -15,18 +15,17 @@ from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
 from simpletuner.data.precompute import fill_latents
-from simpletuner.data.prompts import PromptStore, training_prompts
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import Gallery, is_complete
-from simpletuner.evaluation.prompts import prompts_of
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
@@ -60,17 +59,8 @@ def train(run: Run) -> Path:
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
             return folder
 
-        assert run.text_embeds.cache_dir is not None, "config/derive.py fills in cache_dir"
-        encoders = family.text_encoders()
-        prompts = PromptStore(
-            Path(run.text_embeds.cache_dir),
-            [encoder.recipe for encoder in encoders],
-            write_batch_size=run.text_embeds.write_batch_size,
-            text_encoder_batch_size=run.text_embeds.text_encoder_batch_size,
-        )
-        wanted = [*training_prompts(sets), *prompts_of(shots)]
-        for encoder in encoders:  # one in memory at a time, and only if something is missing
-            prompts.fill(encoder, wanted, device=engine.device, ranks=engine, tell=tell)
+        prompts = open_store(run, family)
+        fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
         latents = fill_latents(
             sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
         )

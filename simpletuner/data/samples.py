@@ -97,6 +97,10 @@ class TextEncoder(Protocol):
     def recipe(self) -> Recipe:
         """What alters all embeds."""
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one prompt's embeds, at most: from small files, no weights."""
+
     def lent(self, device: str) -> AbstractContextManager[Callable[[list[Prompt]], list[Embeds]]]:
         """Yields `encode`: prompts -> embeds on the CPU, one for each. The weights are gone after the block."""
 

@@ -37,14 +37,9 @@ def load_stage_c_lora(pipeline: Any, path: str | Path, scale: float = 1.0) -> No
         raise ValueError("this pipeline holds a LoRA already: load the pipeline anew")
     weights = common.load_adapter(Path(path), prefixes=PREFIXES)
     facts = common.adapter_config(Path(path)) or _guessed(weights)
+    _check_fit(prior, weights, path)
     inject_adapter_in_model(LoraConfig(**facts), prior)
-    answer: Any = set_peft_model_state_dict(prior, weights)
-    if answer.unexpected_keys:
-        raise UserError(
-            f"`{path}` does not fit this prior: {len(answer.unexpected_keys)} of its weights find no layer, "
-            f"such as `{answer.unexpected_keys[0]}`.",
-            mend="load the prior that it was trained on: `prior`, or `prior_lite` for the flavour stage-c-lite.",
-        )
+    set_peft_model_state_dict(prior, weights)
     for module in prior.modules():
         if isinstance(module, LoraLayer):
             module.set_scale("default", scale)
@@ -74,6 +69,19 @@ def to_comfyui(weights: StateDict, alpha: float) -> StateDict:
         renamed[f"{stem}.{MATRICES[matrix]}.weight"] = tensor
         renamed[f"{stem}.alpha"] = torch.tensor(alpha, dtype=tensor.dtype)
     return renamed
+
+
+def _check_fit(prior: nn.Module, weights: StateDict, path: str | Path) -> None:
+    """Raises UserError unless every matrix finds its layer, of its width. Before anything is changed."""
+    layers: dict[str, Any] = dict(prior.named_modules())
+    for name, tensor in weights.items():
+        layer, matrix, _ = name.rsplit(".", 2)
+        width, place = ("in_features", 1) if matrix == "lora_A" else ("out_features", 0)
+        if layer not in layers or getattr(layers[layer], width) != tensor.shape[place]:
+            raise UserError(
+                f"`{path}` does not fit this prior: `{name}` {tuple(tensor.shape)} finds no layer of its width.",
+                mend="load the prior that it was trained on: `prior`, or `prior_lite` for the flavour stage-c-lite.",
+            )
 
 
 def _guessed(weights: StateDict) -> dict[str, Any]:

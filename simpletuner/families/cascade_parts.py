@@ -46,6 +46,12 @@ class ClipEncoder:
         }
         return Recipe("clip-g", facts)
 
+    @property
+    def item_bytes(self) -> int:
+        config = self.repository.json("text_encoder/config.json")
+        numbers = PROMPT_TOKENS * config["hidden_size"] + config["projection_dim"]
+        return numbers * common.number_bytes(self.dtype)
+
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
