@@ -185,9 +185,10 @@ def examples(words: list[str]) -> int:
         case ["copy", name, folder]:
             print("\n".join(map(str, bundled.copy(name, Path(folder)))))
         case ["build-model", family, folder]:
-            from simpletuner.examples.tiny import build_model
+            from simpletuner.examples.tiny import build_model, model_options
 
             build_model(family, Path(folder))
+            _say("\n".join(f'"{option}": "{value}"' for option, value in model_options(family, Path(folder)).items()))
             print(folder)
         case []:
             print(EXAMPLES, end="", file=sys.stderr)
