@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.plan import PlanSet, Stream
@@ -139,7 +141,25 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
     sets: list[ImageSet] = []
     together(ranks, lambda: sets.extend(opened() if first else []))
     together(ranks, lambda: sets.extend([] if first else opened()))
+    for images in sets:
+        if warning := _long_buckets(images, latent):
+            tell(Notice(warning, "warning"))
     return sets
+
+
+def _long_buckets(images: ImageSet, latent: LatentSpec) -> str:
+    """What is to be said of buckets beyond the model's longest aspect, or ""."""
+    if latent.longest_aspect is None:
+        return ""
+    used = [images.buckets[bucket] for bucket in np.unique(images.bucket_ids[images.alive()]).tolist()]
+    long = sorted(size_WH for size_WH in used if max(size_WH) > latent.longest_aspect * min(size_WH))
+    if not long:
+        return ""
+    listed = ", ".join(f"{width}x{height}" for width, height in long)
+    return (
+        f"{images.entry.id}: this model paints badly beyond {latent.longest_aspect:g}:1, and there are such buckets: {listed}. "
+        "`maximum_aspect_ratio` and `minimum_aspect_ratio` leave pictures out."
+    )
 
 
 def plan_of(run: Run, sets: Sequence[ImageSet], tell: Tell | None = None) -> Stream:

@@ -146,6 +146,18 @@ def test_the_guide_to_sana_is_a_configuration_as_it_stands(tmp_path: Path) -> No
     assert len(read_library(tmp_path / "config" / "user_prompt_library.json")) == 3
 
 
+def test_the_guide_to_stable_cascade_is_a_configuration_as_it_stands(tmp_path: Path) -> None:
+    datasets, config = json_blocks("families/stable_cascade.md")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "stable-cascade-data.json").write_text(datasets)
+    (tmp_path / "config" / "stable-cascade.json").write_text(config)
+    (tmp_path / "datasets" / "my-pictures").mkdir(parents=True)
+    words = ["--config_file", "config/stable-cascade.json"]
+    parsed = parse(words, families=families.find(), environ={}, cwd=tmp_path)
+    assert parsed.given["model_flavour"].value in families.find()["stable_cascade"].flavours
+    assert len(parsed.entries) == 2
+
+
 def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
     (datasets,) = json_blocks("data.md")
     (tmp_path / "multidatabackend.json").write_text(datasets)
@@ -158,7 +170,8 @@ def test_every_option_that_a_page_writes_as_code_is_one() -> None:
     """`word_with_underscores` in a guide is an option, or a name that is listed here."""
     reference = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     names = {"from_pretrained"}
-    for page in ("families/sana.md", "data.md"):
+    names |= {"load_stage_c_lora", "text_embeds"}
+    for page in ("families/sana.md", "families/stable_cascade.md", "data.md"):
         for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", (ROOT / "docs" / page).read_text(encoding="utf-8")):
             assert f"`{word}`" in reference or word in names, f"{page} names {word}"
 

@@ -77,8 +77,9 @@ def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Ite
         yield f"mixed_precision is no: this machine ({hardware.device}) has no fast bf16."
     if values["mixed_precision"] == "bf16" and not hardware.has_bf16:
         yield f"mixed_precision is bf16, as asked; this machine ({hardware.device}) has no fast bf16, so steps will be slow."
-    if values["mixed_precision"] == "no" and values["optimizer"] == "adamw_bf16":
-        yield "adamw_bf16 keeps float32 weights here, since mixed_precision is no."
+    if values["optimizer"] == "adamw_bf16" and (values["mixed_precision"] == "no" or known.family.keeps_float32):
+        why = "mixed_precision is no" if values["mixed_precision"] == "no" else f"{known.family.title} trains well in no other"
+        yield f"adamw_bf16 keeps float32 weights here, since {why}."
     if "model_flavour" not in written and values["model_flavour"] is not None:
         yield f"model_flavour is {values['model_flavour']}: no model was named."
     repositories = {flavour.repository for flavour in known.family.flavours.values()}

@@ -50,6 +50,8 @@ class LatentSpec:
     """Bucket edges are multiples of this."""
     native_edge_px: int
     """The edge of the square the model was trained on."""
+    longest_aspect: float | None = None
+    """Beyond this the model falls apart: buckets longer or taller than it are warned of. None: it is not known to."""
 
     def grid(self, width_px: int, height_px: int) -> tuple[int, int]:
         """(rows, columns) of the latents of a picture of this size."""

@@ -138,7 +138,7 @@ class StableCascade(ModelFamily):
 
     @cached_property
     def latent(self) -> LatentSpec:  # type: ignore[override]
-        return LatentSpec(self.denoiser_config["in_channels"], CELL_PX, ALIGNMENT_PX, native_edge_px=1024)
+        return LatentSpec(self.denoiser_config["in_channels"], CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
 
     @cached_property
     def process(self) -> CosineEpsilon:  # type: ignore[override]

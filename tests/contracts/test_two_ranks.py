@@ -105,7 +105,9 @@ def talk(engine: Engine, results: Path) -> None:
     told = engine.gather({"rank": engine.rank, "text": "ü" * (1000 * engine.rank)})
     agreed = engine.agree(Asked(signal.SIGTERM if engine.rank == 1 else 0, save=engine.rank == 1))
     engine.barrier()
+    total = engine.total(torch.tensor([1.0, engine.rank]))
     answer = {
+        "total": total.tolist(),
         "texts": [[one["rank"], len(one["text"])] for one in told],
         "agreed": [agreed.signal_number, agreed.save, agreed.validate],
     }
@@ -235,7 +237,7 @@ def test_two_processes_end_with_the_weights_and_losses_of_one(results: Path, nam
 def test_ranks_hear_each_other_in_order_and_agree(results: Path) -> None:
     for rank in range(2):
         told = json.loads((results / f"talk-{rank}.json").read_text())
-        assert told == {"texts": [[0, 0], [1, 1000]], "agreed": [15, True, False]}
+        assert told == {"texts": [[0, 0], [1, 1000]], "agreed": [15, True, False], "total": [2, 1]}
 
 
 def test_what_stops_one_rank_stops_both_and_the_stopped_run_is_saved(results: Path) -> None:

@@ -72,3 +72,12 @@ def test_its_state_is_restored_exactly():
     again.restore(weights.as_json())
     t = torch.linspace(0, 1, 100)
     assert torch.equal(again.weight(t), weights.weight(t))
+
+
+def test_nothing_is_read_back_from_the_device():
+    """On `meta`, which holds no values."""
+    weights = AdaptiveWeights(LOG_SNR, "meta")
+    t = torch.rand(3, device="meta")
+    weights.note(t, torch.rand(3, device="meta"))
+    weights.update(alone)
+    assert weights.weight(t).shape == (3,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from simpletuner.config.run import Dtypes
 from simpletuner.data.geometry import fit
 from simpletuner.data.samples import Place, Prompt
 from simpletuner.errors import UserError
+from simpletuner.events import Notice
 from simpletuner.families.base import Shot
 from simpletuner.families.stable_cascade import StableCascade
 
@@ -459,3 +461,30 @@ def test_reduced_precision_is_refused_in_the_pages_words_and_overridable(make_ru
 def test_options_of_flow_matching_are_refused_where_they_were_written(make_run):
     run = replace(make_run("stable_cascade"), sources={"flow_schedule_shift": "file config.json", "flow_sigmoid_scale": "core"})
     assert [problem.option for problem in problems(run)] == ["flow_schedule_shift"]
+
+
+def test_a_quantised_base_keeps_only_small_layers_whole(cascade):
+    denoiser = cascade.load_denoiser()
+    linear = {name: module.weight.numel() for name, module in denoiser.named_modules() if isinstance(module, torch.nn.Linear)}
+    whole = {name for name in linear if any(fnmatch(name, pattern) for pattern in cascade.kept_whole)}
+    assert {name.rpartition(".")[2] for name in whole} == {
+        "mapper", "mapper_sca", "mapper_crp", "clip_txt_pooled_mapper", "clip_txt_mapper", "clip_img_mapper",
+    }  # fmt: skip
+    blocks = {name for name in linear if "attention" in name or "channelwise" in name or "kv_mapper" in name}
+    assert blocks == linear.keys() - whole
+
+
+def test_buckets_beyond_two_to_one_are_warned_of(cascade, tmp_path):
+    from simpletuner.config.datasets import ImageDataset
+    from simpletuner.data.ranks import Alone
+    from simpletuner.preflight import open_sets
+
+    for name, size in (("long", (900, 300)), ("square", (300, 300))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    entry = ImageDataset(id="pets", instance_data_dir=str(tmp_path), resolution=512, cache_dir_vae=str(tmp_path.parent / "vae"))
+    told: list[Notice] = []
+    open_sets(replace(cascade.run, datasets=(entry,)), cascade.latent, Alone(), told.append)
+    [warning] = [event.text for event in told if getattr(event, "level", "") == "warning"]
+    assert "beyond 2:1" in warning
+    assert "896x256" in warning
+    assert "512x512" not in warning
