@@ -67,7 +67,7 @@ class StableCascadeOptions(Section):
     stable_cascade_decoder_variant: str | None = option(None, when="stable_cascade_use_decoder_for_validation=true")
     """Weight-file variant of Stages B and A, e.g. `bf16` for `*.bf16.safetensors`."""
 
-    stable_cascade_decoder_dtype: Literal["fp32", "bf16", "fp16"] | None = option(
+    stable_cascade_decoder_dtype: Literal["bf16", "fp16", "fp32"] | None = option(
         None, when="stable_cascade_use_decoder_for_validation=true"
     )
     """Format of Stage B's weights. Unset: bf16 where the hardware has it, else fp32."""
