@@ -120,7 +120,7 @@ def stock_loop(run: Run, batch: Batch) -> Callable[[], None]:
     for block in denoiser.transformer_blocks:
         block.attn1.set_processor(SanaLinearAttnProcessor2_0())
     denoiser.requires_grad_(False)
-    targets = list(family.adapter_targets)
+    targets = list(family.adapter_presets["attention"])
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets), denoiser)
     parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
     for parameter in parameters:

@@ -48,11 +48,11 @@ def main() -> None:
         encoder = ClipEncoder(repository_with(folder / "model", width=320, layers=10), "float32")
         prompts = [Prompt(f"a photo of a red cat, number {number}") for number in range(options.prompts)]
         counter = itertools.count()
-        model = encoder.load().requires_grad_(False)
+        model = encoder.load("cpu").requires_grad_(False)
 
         def bare() -> None:
             for start in range(0, len(prompts), BATCH):
-                encoder.encode(model, prompts[start : start + BATCH])
+                encoder.encode(model, prompts[start : start + BATCH], "cpu")
 
         def cached() -> None:
             store = PromptStore(

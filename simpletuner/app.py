@@ -22,6 +22,7 @@ from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
+from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
@@ -31,7 +32,7 @@ from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
 from simpletuner.training.staging import locked
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.tuning import build_tuning
+from simpletuner.training.tuning import load_tuned
 
 __all__ = ["train"]
 
@@ -59,6 +60,7 @@ def train(run: Run) -> Path:
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
             return folder
 
+        import_model_libraries()
         prompts = open_store(run, family)
         fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
         latents = fill_latents(
@@ -68,8 +70,7 @@ def train(run: Run) -> Path:
         steps = length_of(run, stream, ranks=engine.ranks).steps
         together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
-        denoiser = family.load_denoiser()
-        tuning = build_tuning(family, denoiser, run)
+        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
         batches = Batches(
             stream, sets, latents, prompts, family.collate,
             seed=run.training.seed, dropout=run.training.caption_dropout_probability,

@@ -67,6 +67,7 @@ read them as they are.
 """
 OPTIONS = """\
 Usage: simpletuner options                  every option, as Markdown
+       simpletuner options --support        what trains with what, as Markdown
        simpletuner options --explain ...    the values of a run that are no plain defaults, with their sources;
                                             config and options are named as for `simpletuner train`
 """
@@ -158,6 +159,12 @@ def options(words: list[str]) -> int:
 
         sys.stdout.write(markdown(families.find()))
         return 0
+    if words == ["--support"]:
+        from simpletuner import families
+        from simpletuner.config.support_page import support_page
+
+        sys.stdout.write(support_page(families.find()))
+        return 0
     if "--explain" not in words:
         raise UserError(f"`simpletuner options` does not know `{' '.join(words)}`.", mend="simpletuner options --help")
     from simpletuner.config.resolved import explain
@@ -185,6 +192,9 @@ def examples(words: list[str]) -> int:
         case ["copy", name, folder]:
             print("\n".join(map(str, bundled.copy(name, Path(folder)))))
         case ["build-model", family, folder]:
+            from simpletuner.networks.libraries import import_model_libraries
+
+            import_model_libraries()
             from simpletuner.examples.tiny import build_model, model_options
 
             build_model(family, Path(folder))

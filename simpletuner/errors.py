@@ -6,11 +6,22 @@ Standard library only. Exit codes: 2 what is found before any work, 1 a failure 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
-__all__ = ["ConfigError", "DataError", "Interrupted", "Problem", "RunError", "SimpletunerError", "UserError", "require"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "Problem",
+    "RunError",
+    "SimpletunerError",
+    "UserError",
+    "missing",
+    "require",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,9 @@ class Interrupted(SimpletunerError):
         self.exit_code = 128 + signal_number
 
 
+NOT_CORE = "it is not part of the core install."
+
+
 def require(module: str, *, option: str, extra: str) -> ModuleType:
     """Import an optional library, or say which option wants it and the pip line that brings it. Raises UserError."""
     try:
@@ -87,6 +101,22 @@ def require(module: str, *, option: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"`{option}` needs the package `{module}`, which cannot be imported ({error}).",
-            why="it is not part of the core install.",
-            mend=f"pip install 'simpletuner[{extra}]' (from a clone: pip install -e '.[{extra}]')",
+            why=NOT_CORE,
+            mend=_pip_line(extra),
         ) from error
+
+
+def missing(module: str, *, option: str, extra: str) -> Problem | None:
+    """The problem that an optional library is not installed, for check time: it is looked for, not imported.
+
+    `option` as for `require`: "name" or "name=value". (The parents of a dotted `module` are imported.)
+    """
+    parent = module.rpartition(".")[0]
+    if (not parent or importlib.util.find_spec(parent)) and importlib.util.find_spec(module):
+        return None
+    what = f"`{option}` needs the package `{module}`, which is not installed."
+    return Problem(option.partition("=")[0], what, NOT_CORE, _pip_line(extra))
+
+
+def _pip_line(extra: str) -> str:
+    return f"pip install 'simpletuner[{extra}]' (from a clone: pip install -e '.[{extra}]')"

@@ -22,6 +22,10 @@ from simpletuner.families import find
 FLOAT32 = Dtypes(base="float32", trained="float32", autocast=None, text="float32", latents="float32")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cells", action="store_true", help="tests/matrix: every combination, not only every pair")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     import torch

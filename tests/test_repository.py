@@ -67,6 +67,7 @@ def test_every_platform_s_extra_brings_every_feature_of_the_quickstarts() -> Non
         return own.union(*(packages(name) for name in inner))
 
     named = {"wandb", "optimum-quanto", "torchao", "bitsandbytes", "torch-optimi", "lycoris-lora"}
+    named |= {"prodigyopt", "schedulefree", "came-pytorch"}
     for platform in ("cuda", "cuda13", "rocm", "apple"):
         assert packages(platform) >= named
 

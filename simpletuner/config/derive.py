@@ -57,13 +57,21 @@ def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str,
     if values["base_model_precision"] != "no_change":
         without = "bf16" if hardware.has_bf16 else "fp32"
         yield "base_model_default_dtype", without if values["mixed_precision"] == "no" else values["mixed_precision"]
-    yield "learning_rate", 1e-4 if values["model_type"] == "lora" else 1e-5
+    yield "learning_rate", _rate(values)
     yield "lr_warmup_steps", DEFAULT_WARMUP_STEPS if values["lr_scheduler"] == "constant_with_warmup" else 0
     yield "lora_alpha", float(values["lora_rank"])
     if not values["num_train_epochs"]:
         yield "max_train_steps", DEFAULT_STEPS
     yield "validation_seed", values["seed"]
     yield "validation_step_interval", values["checkpoint_step_interval"]
+
+
+def _rate(values: Mapping[str, Any]) -> float:
+    row = OPTIMIZERS.get(values["optimizer"])
+    if row and row.rate is not None:
+        return row.rate
+    usual = 1e-4 if values["model_type"] == "lora" else 1e-5
+    return round(usual * row.rate_factor, 12) if row else usual  # a fifth of 1e-5 would be 2.0000000000000003e-06
 
 
 def _wants_flavour(values: Mapping[str, Any]) -> bool:
@@ -80,12 +88,28 @@ def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Ite
     if values["optimizer"] == "adamw_bf16" and (values["mixed_precision"] == "no" or known.family.keeps_float32):
         why = "mixed_precision is no" if values["mixed_precision"] == "no" else f"{known.family.title} trains well in no other"
         yield f"adamw_bf16 keeps float32 weights here, since {why}."
+    yield from _optimizer_notices(values, hardware)
     if "model_flavour" not in written and values["model_flavour"] is not None:
         yield f"model_flavour is {values['model_flavour']}: no model was named."
     repositories = {flavour.repository for flavour in known.family.flavours.values()}
     if {"model_flavour", "pretrained_model_name_or_path"} <= written and len(repositories) > 1:
         yield f"pretrained_model_name_or_path wins over the flavour {values['model_flavour']}."
+    if values["model_type"] == "lora" and values["lora_type"] == "lycoris" and values["lycoris_config"] is None:
+        yield "lycoris_config is not set: LoKr of factor 16 with whole factors, in attention and feed-forward layers."
     yield from _length_notices(values, is_written=bool(known.values["max_train_steps"]))
+
+
+def _optimizer_notices(values: Mapping[str, Any], hardware: Hardware) -> Iterator[str]:
+    name, schedule, rate = values["optimizer"], values["lr_scheduler"], values["learning_rate"]
+    row = OPTIMIZERS.get(name)
+    if row is None:
+        return
+    if row.unpaged and hardware.device != "cuda":
+        yield f"{name} pages its state by CUDA; on this machine ({hardware.device}) it is {row.unpaged}, with the same numbers."
+    if row.averages and not schedule.startswith("constant"):
+        yield f"{name} averages its weights in place of a falling rate: lr_scheduler constant is advised, not {schedule}."
+    if row.rate is not None and rate < row.rate / 10:
+        yield f"{name} finds its own step size, which learning_rate scales: {row.rate:g} is advised, not {rate:g}."
 
 
 def _length_notices(values: Mapping[str, Any], *, is_written: bool) -> Iterator[str]:
@@ -123,8 +147,10 @@ def dtypes(values: Mapping[str, Any], *, keeps_float32: bool = False) -> Dtypes:
     latents = "float32" if mixed == "no" else "float16"
     text = "bfloat16" if mixed == "bf16" else "float32"  # in float16 T5 and Gemma overflow
     is_quantised = values["base_model_precision"] != "no_change"
-    if keeps_float32 and not is_quantised:
-        return Dtypes("float32", "float32", DTYPES[mixed] if mixed != "no" else None, text, latents)
+    if keeps_float32:
+        base = DTYPES[values["base_model_default_dtype"]] if is_quantised else "float32"
+        autocast = DTYPES[mixed] if mixed != "no" and base == "float32" else None
+        return Dtypes(base=base, trained="float32", autocast=autocast, text=text, latents=latents)
     if values["model_type"] == "lora":  # PEFT casts between float32 adapters and a half-precision base
         base = DTYPES[values["base_model_default_dtype"] if is_quantised else mixed]
         return Dtypes(base=base, trained=trained, autocast=None, text=text, latents=latents)

@@ -11,12 +11,18 @@ __all__ = ["holds", "without_effect"]
 
 
 def holds(when: str, values: Mapping[str, Any]) -> bool:
-    """Whether a condition such as "crop=true and crop_aspect=closest|random" is met; "" always is. "or" binds weakest."""
+    """Whether a condition such as "crop=true and crop_aspect=closest|random" or "a>0" is met; "" always is.
+
+    "or" binds weakest.
+    """
     alternatives = [part.split(" and ") for part in when.split(" or ")]
     return any(all(_one(condition, values) for condition in conditions if condition) for conditions in alternatives)
 
 
 def _one(condition: str, values: Mapping[str, Any]) -> bool:
+    if ">" in condition:
+        name, _, limit = condition.partition(">")
+        return float(values[name] or 0) > float(limit)
     name, _, wanted = condition.partition("=")
     value = values[name]
     return (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config import rules
+from simpletuner.config import rules, rules_memory
 from simpletuner.config.arguments import LAUNCH, Arguments, read_arguments
 from simpletuner.config.compose import compose
 from simpletuner.config.entries import Entries, Entry, read_entries
@@ -79,10 +79,11 @@ def parse(argv: Sequence[str], *, families: Mapping[str, FamilyFacts], environ: 
 def build(parsed: Parsed, hardware: Hardware) -> Run:
     """Defaults layered beneath what was written, and everything judged. Raises ConfigError."""
     run = compose(parsed.family, parsed.given, parsed.entries, hardware, parsed.config_path, parsed.notices)
-    refused, warnings = rules.judge(run, [*rules.check(run), *parsed.family.check(run)])
+    problems = [*rules.check(run), *rules.check_adapter(run, parsed.family), *rules_memory.check_hardware(run)]
+    refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    return replace(run, notices=(*run.notices, *warnings))
+    return replace(run, notices=(*run.notices, *rules_memory.notices(run), *parsed.family.notices(run), *warnings))
 
 
 def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> list[Problem]:
@@ -90,7 +91,9 @@ def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> 
     given = parsed.given if knows_family else {**parsed.given, "model_family": Given("", "", "")}
     entries = tuple(entry for entry in parsed.entries if entry.is_whole)
     run = compose(parsed.family, given, entries, Hardware(), parsed.config_path, ())
-    found = [*rules.check(run), *(parsed.family.check(run) if knows_family else ())]
+    found = [*rules.check(run)]
+    if knows_family:
+        found += [*rules.check_adapter(run, parsed.family), *parsed.family.check(run)]
     at_fault = {problem.option for problem in known}
     if any("." in option for option in at_fault):
         at_fault.add("data_backend_config")  # a set that could not be read is not a set that is not there

@@ -41,8 +41,8 @@ def option(
 ) -> Any:
     """A field of a Section: its default, and what a type cannot say.
 
-    `level` sorts the reference; `when` names the condition under which it is obeyed ("lora_type=standard", "a=x|y and b=true");
-    `also` are other accepted names. `path`: an `input` must exist, an `output` is made, a `repository` is a folder or a
+    `level` sorts the reference; `when` names the condition under which it is obeyed ("a=x|y and b=true", "c>0"); `also` are
+    other accepted names. `path`: an `input` must exist, an `output` is made, a `repository` is a folder or a
     hub name. `empty`: the empty string is a value of its own, where it otherwise means unset. `limits` go to pydantic
     (`ge`, `gt`, ...). A default of None means: derived by `config/derive.py`, or none.
     """

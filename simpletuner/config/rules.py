@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config.catalogue import OPTIMIZERS
+from simpletuner.config import rules_memory
+from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.config.run import Run
+from simpletuner.config.lycoris import lycoris_problems
+from simpletuner.config.rules_precision import check_precision
+from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
-from simpletuner.errors import Problem
+from simpletuner.config.vocabulary import FamilyFacts
+from simpletuner.errors import Problem, missing
 
-__all__ = ["check", "judge"]
+__all__ = ["check", "check_adapter", "judge"]
+
+COMPILERS = ("c++", "g++", "clang++", "cl")
+"""What torch.compile may call."""
 
 MANIFESTS = ("vae", "aspect", "metadata", "text")
 """What `skip_file_discovery` may name."""
@@ -34,15 +41,33 @@ def check(run: Run) -> Iterator[Problem]:
     """Everything that the sections' types cannot see."""
     yield from _flow(run)
     yield from _optimizer(run)
+    yield from check_precision(run)
     yield from _validation(run)
     yield from _folders(run)
     yield from _datasets(run)
     yield from _text_cache(run)
+    yield from rules_memory.check(run)
     for dataset in run.datasets:
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
         yield from _discovery(dataset)
+
+
+def check_adapter(run: Run, family: FamilyFacts) -> Iterator[Problem]:
+    """What a family's layers have to say to the adapter that is asked for."""
+    adapter = run.adapter
+    if run.model.model_type != "lora":
+        return
+    if adapter.lora_type == "standard" and adapter.lora_target_preset not in family.adapter_presets:
+        near = nearest(adapter.lora_target_preset, family.adapter_presets)
+        what = f'Unknown `lora_target_preset` "{adapter.lora_target_preset}".'
+        why = f"{run.model.model_family} has: {', '.join(family.adapter_presets)}."
+        yield Problem("lora_target_preset", what, why, f'Did you mean "{near}"?' if near else "Take one of these.")
+    if adapter.peft_lora_target_modules == ():
+        what = "`peft_lora_target_modules` is an empty list."
+        yield Problem("peft_lora_target_modules", what, "no layer would get an adapter.", "Name layers, or remove it.")
+    yield from lycoris_problems(run, family.lycoris_presets)
 
 
 def _flow(run: Run) -> Iterator[Problem]:
@@ -65,27 +90,38 @@ def _optimizer(run: Run) -> Iterator[Problem]:
         mend = f'Did you mean "{near}"?' if near else "Take one of these."
         yield Problem("optimizer", f'Unknown `optimizer` "{name}".', f"known: {', '.join(OPTIMIZERS)}.", mend)
         return
-    accepted = OPTIMIZERS[name].accepts
+    row = OPTIMIZERS[name]
     for key, value in run.optimizer.optimizer_config.items():
-        if key not in accepted:
-            near = nearest(key, accepted)
+        if key not in row.accepts:
+            near = nearest(key, row.accepts)
             mend = f"Did you mean `{near}`?" if near else "Remove it."
-            why = f"it takes: {', '.join(accepted)}."
+            why = f"it takes: {', '.join(row.accepts)}."
             yield Problem("optimizer_config", f"`optimizer_config`: {name} has no setting `{key}`.", why, mend)
-        elif wanted := _wrong_setting(key, value):
-            yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", f"it takes: {wanted}.")
+        elif not row.accepts[key].fits(value):
+            why = f"it takes: {row.accepts[key].words}."
+            yield Problem("optimizer_config", f"`optimizer_config`: `{key}` is {value!r}.", why)
+    package = row.target.partition(":")[0].partition(".")[0]
+    if row.extra and (problem := missing(package, option=f"optimizer={name}", extra=row.extra)):
+        yield problem
+    if row.averages and run.ema.use_ema:
+        why = f"{name} averages the weights itself, and its average is what is shown and saved."
+        yield Problem("use_ema", f"`use_ema` is true, and `optimizer` is {name}.", why, "Set one of them otherwise.")
+    yield from _optimizer_hardware(name, row, run.hardware)
 
 
-def _wrong_setting(key: str, value: object) -> str:
-    """What the setting takes, if `value` is not that."""
-    if key == "betas":
-        fits = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
-        return "" if fits else "two numbers from 0 to below 1"
-    return "" if _is_number(value) and value >= 0 else "number, at least 0"  # type: ignore[operator]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+def _optimizer_hardware(name: str, row: OptimizerRow, hardware: Hardware) -> Iterator[Problem]:
+    """What the update rule cannot do on this machine."""
+    mend = f'Set "optimizer" to "{row.instead}".'
+    if hardware.device not in row.devices:
+        what = f"`optimizer` {name} is not known to work on {hardware.device}."
+        yield Problem("optimizer", what, "its package is written for CUDA, and tested on the CPU.", mend, overridable=True)
+    if hardware.capability is not None and hardware.capability < row.capability:
+        needs, has = (".".join(map(str, pair)) for pair in (row.capability, hardware.capability))
+        what = f"`optimizer` {name} needs a card of compute capability {needs}; this one has {has}."
+        yield Problem("optimizer", what, "older ones have no kernels for its 8-bit floats.", mend)
+    if row.is_compiled and not any(map(shutil.which, COMPILERS)):
+        what = f"`optimizer` {name} compiles its step, and there is no C++ compiler ({', '.join(COMPILERS)})."
+        yield Problem("optimizer", what, "torch.compile calls one.", f'Install one, or set "optimizer" to "{row.instead}".')
 
 
 # gallery and folders

@@ -15,8 +15,10 @@ from simpletuner.config.sections import (
     Data,
     Ema,
     Flow,
+    Kernels,
     Memory,
     Model,
+    Objective,
     Optimizer,
     Precision,
     Reporting,
@@ -37,6 +39,12 @@ class Hardware:
     """Whether bf16 arithmetic is native and advisable there (never on the CPU or on Apple)."""
     capability: tuple[int, int] | None = None
     """CUDA's compute capability, of NVIDIA cards only."""
+    built_for: tuple[str, ...] = ()
+    """Architectures whose kernels the installed torch has, as it names them ("sm_90", "compute_120")."""
+    cuda_version: str | None = None
+    """CUDA version of the installed torch ("13.0")."""
+    name: str = ""
+    """The card's own name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,9 @@ class Run:
     ema: Ema
     precision: Precision
     memory: Memory
+    kernels: Kernels
     flow: Flow
+    objective: Objective
     data: Data
     checkpointing: Checkpointing
     validation: Validation

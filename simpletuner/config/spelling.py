@@ -34,6 +34,7 @@ ENVIRONMENT_NAMES = {
     "MODEL_NAME": "pretrained_model_name_or_path",
     "NUM_EPOCHS": "num_train_epochs",
     "RESUME_CHECKPOINT": "resume_from_checkpoint",
+    "TRAINING_DYNAMO_BACKEND": "dynamo_backend",
     "TRAINING_SEED": "seed",
     "USE_GRADIENT_CHECKPOINTING": "gradient_checkpointing",
     "VALIDATION_STEPS": "validation_step_interval",
@@ -120,9 +121,11 @@ def read_value(option: Option, value: Any) -> Any:
     if value.strip().lower() in option.choices:
         return value.strip().lower()
     if str in types:
-        is_list = value.lstrip().startswith("[") and any(get_origin(kind) is tuple for kind in types)
-        items = _json(value, list) if is_list else None
-        return value if items is None else items
+        for opening, kind in (("[", list), ("{", dict)):
+            accepted = any((get_origin(member) or member) is (tuple if kind is list else dict) for member in types)
+            if accepted and value.lstrip().startswith(opening) and (read := _json(value, kind)) is not None:
+                return read
+        return value
     for kind in types:
         read = _READERS.get(get_origin(kind) or kind)
         if read is not None and (result := read(value, kind)) is not None:
@@ -170,10 +173,8 @@ def _object(text: str, _kind: Any) -> dict[str, Any] | None:
 
 
 def _scalar(text: str) -> Any:
-    for result in (_number(text), {"true": True, "false": False}.get(text.strip().lower())):
-        if result is not None:
-            return result
-    return text.strip()
+    number = _number(text)
+    return _WORDS.get(text.strip().lower(), text.strip()) if number is None else number
 
 
 def _json(text: str, kind: type) -> Any:
@@ -185,6 +186,7 @@ def _json(text: str, kind: type) -> Any:
 
 
 _READERS: dict[Any, Callable[[str, Any], Any]] = {bool: _boolean, int: _number, float: _number, tuple: _list, dict: _object}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 _SIZE = re.compile(r"([1-9]\d*)\s*[xX×]\s*([1-9]\d*)")
 _EDGE = re.compile(r"[1-9]\d*")
 

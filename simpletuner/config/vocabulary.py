@@ -24,10 +24,16 @@ class FamilyFacts(Protocol):
     default_flavour: str
     defaults: Mapping[str, Any]
     keeps_float32: bool
+    adapter_presets: Mapping[str, tuple[str, ...]]
+    lycoris_presets: Mapping[str, tuple[str, ...]]
     Options: type[Section]
 
     def check(self, run: Run) -> Iterable[Problem]:
         """What is wrong with this run for this family."""
+        ...
+
+    def notices(self, run: Run) -> Iterable[str]:
+        """What the user should know of this run with this family."""
         ...
 
 

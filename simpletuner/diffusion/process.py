@@ -38,6 +38,10 @@ class Process(Protocol):
         """The noise that would lead from `x0_BCHW` to `x_BCHW`; it has no answer at t = 0."""
         ...
 
+    def flow_time(self, t_B: Tensor) -> Tensor:
+        """Noise's share of signal and noise at time t, by amplitude: noise / (signal + noise), the t of rectified flow."""
+        ...
+
 
 @dataclass(frozen=True)
 class FlowMatching:
@@ -62,6 +66,9 @@ class FlowMatching:
         x_BCHW, x0_BCHW = widened(x_BCHW), widened(x0_BCHW)
         t_B111 = along(t_B, x_BCHW)
         return (x_BCHW - (1 - t_B111) * x0_BCHW) / t_B111
+
+    def flow_time(self, t_B: Tensor) -> Tensor:
+        return t_B
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,10 @@ class CosineEpsilon:
         x_BCHW = widened(x_BCHW)
         signal_B111, noise_B111 = self._shares(x_BCHW, t_B)
         return (x_BCHW - signal_B111 * widened(x0_BCHW)) / noise_B111
+
+    def flow_time(self, t_B: Tensor) -> Tensor:
+        log_snr_B = self.log_snr(t_B)
+        return torch.sigmoid(-log_snr_B / 2)  # amplitudes stand to each other as the square root of the SNR
 
     @property
     def _start(self) -> float:

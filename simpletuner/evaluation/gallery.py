@@ -26,6 +26,7 @@ from simpletuner.errors import RunError
 from simpletuner.events import Painted, Progress
 from simpletuner.families.base import Shot
 from simpletuner.training.jobs import Due
+from simpletuner.training.optimizers import averaged
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
@@ -125,7 +126,10 @@ class Gallery:
 def _standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
     """The model as it is shown, every dropout off: the base, the newest weights, or their average."""
     with ExitStack() as stack:
+        stack.enter_context(trainer.engine.attention())
         stack.enter_context(trainer.tuning.disabled() if weights == "base" else trainer.tuning.evaluating())
+        if weights == "trained":
+            stack.enter_context(averaged(trainer.optimizer, trainer.tuning.parameters()))
         if weights == "ema":
             assert trainer.ema is not None, "`kinds` names the average only where one is kept"
             stack.enter_context(trainer.ema.applied())

@@ -68,8 +68,10 @@ class ModelFamily(ABC):
     title: ClassVar[str]
     flavours: ClassVar[Mapping[str, Flavour]]
     default_flavour: ClassVar[str]
-    adapter_targets: ClassVar[tuple[str, ...]]
-    """Names of the layers that get an adapter, as PEFT matches them (suffixes)."""
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """`lora_target_preset` -> names of the layers that get an adapter, as PEFT matches them (suffixes). Has "attention"."""
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """`apply_preset` of a LyCORIS config -> classes of the denoiser's modules. Has "attn-only", "attn-mlp" and "full"."""
     kept_whole: ClassVar[tuple[str, ...]]
     """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
     keeps_float32: ClassVar[bool] = False
@@ -181,4 +183,9 @@ class ModelFamily(ABC):
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
         """What is wrong with this run for this family; pure, no files, no network."""
+        return ()
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        """What the user should know of this run with this family; pure, no files, no network."""
         return ()

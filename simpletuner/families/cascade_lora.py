@@ -50,6 +50,8 @@ def export_comfyui(source: Path, target: Path) -> Path:
     """Write a Stage C LoRA of ours as ComfyUI, kohya's scripts and OneTrainer name it. Raises UserError."""
     weights = common.load_adapter(source, prefixes=PREFIXES)
     facts = common.adapter_config(source) or _guessed(weights)
+    if facts.get("use_dora"):
+        raise UserError(f"`{source}` is a DoRA, for which there are no such names.", mend="train a plain LoRA to export it.")
     if target.exists():
         raise UserError(f"`{target}` is there already.", why="nothing is overwritten.", mend="name a new file.")
     return common.write_safetensors(to_comfyui(weights, float(facts["lora_alpha"])), target, {"format": "pt"})
@@ -75,9 +77,9 @@ def _check_fit(prior: nn.Module, weights: StateDict, path: str | Path) -> None:
     """Raises UserError unless every matrix finds its layer, of its width. Before anything is changed."""
     layers: dict[str, Any] = dict(prior.named_modules())
     for name, tensor in weights.items():
-        layer, matrix, _ = name.rsplit(".", 2)
-        width, place = ("in_features", 1) if matrix == "lora_A" else ("out_features", 0)
-        if layer not in layers or getattr(layers[layer], width) != tensor.shape[place]:
+        layer, _, matrix = name.partition(".lora_")
+        place = 1 if matrix.startswith("A.") else 0  # else B, or DoRA's length of each row
+        if layer not in layers or layers[layer].weight.shape[place] != tensor.shape[place]:
             raise UserError(
                 f"`{path}` does not fit this prior: `{name}` {tuple(tensor.shape)} finds no layer of its width.",
                 mend="load the prior that it was trained on: `prior`, or `prior_lite` for the flavour stage-c-lite.",

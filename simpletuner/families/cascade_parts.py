@@ -35,6 +35,9 @@ class ClipEncoder:
 
     repository: Repository
     dtype: str
+    precision: str = "no_change"
+    quantize_via: str = "cpu"
+    is_offloaded: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -44,6 +47,8 @@ class ClipEncoder:
             "dtype": self.dtype,
             "tokens": PROMPT_TOKENS,
         }
+        if self.precision != "no_change":
+            facts["precision"] = self.precision
         return Recipe("clip-g", facts)
 
     @property
@@ -58,17 +63,21 @@ class ClipEncoder:
 
         return AutoTokenizer.from_pretrained(self.repository.component("tokenizer").folder, local_files_only=True)
 
-    def load(self) -> nn.Module:
+    def load(self, device: str) -> nn.Module:
+        """On the CPU, but for what is quantised on the accelerator."""
         from transformers import CLIPTextModelWithProjection
 
-        return common.load_whole(CLIPTextModelWithProjection, self.repository.weights("text_encoder"), self.dtype)
+        weights = self.repository.weights("text_encoder")
+        return common.load_quantised(
+            CLIPTextModelWithProjection, weights, self.dtype, precision=self.precision, via=self.quantize_via, device=device
+        )
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(self.load, device) as model:
-            yield lambda prompts: self.encode(model(), prompts)
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), prompts, device)
 
-    def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         """Each prompt's embeds. Negative prompts and dropped captions are encoded as any other."""
         import torch
 
@@ -76,8 +85,8 @@ class ClipEncoder:
         tokens = self.tokenizer(texts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt")
         with torch.no_grad():
             answer = model(
-                tokens.input_ids.to(model.device),
-                attention_mask=tokens.attention_mask.to(model.device),
+                tokens.input_ids.to(device),
+                attention_mask=tokens.attention_mask.to(device),
                 output_hidden_states=True,
             )
         text_BLD, pooled_BD = answer.hidden_states[-1].cpu(), answer.text_embeds.cpu()
@@ -89,6 +98,7 @@ class SemanticCompressor:
     """EfficientNetV2-S in float32: 42.67-fold smaller, 16 channels. Its running statistics are the only normalisation."""
 
     file: Path
+    is_offloaded: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -110,15 +120,14 @@ class SemanticCompressor:
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        with common.on_loan(self.load, device) as encoder:
-            yield lambda pixels_B3HW: self.encode(encoder(), pixels_B3HW)
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as encoder:
+            yield lambda pixels_B3HW: self.encode(encoder(), pixels_B3HW, device)
 
-    def encode(self, encoder: nn.Module, pixels_B3HW: Tensor) -> Tensor:
+    def encode(self, encoder: nn.Module, pixels_B3HW: Tensor, device: str) -> Tensor:
         import torch
 
-        device = next(encoder.parameters()).device
         size_HW = [round(edge * SCALE) for edge in pixels_B3HW.shape[-2:]]
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
             pixels_B3HW = pixels_B3HW.to(device, torch.float32)
             reduced_B3HW = torch.nn.functional.interpolate(pixels_B3HW, size=size_HW, mode="bilinear", antialias=True)
             return encoder(reduced_B3HW).cpu()

@@ -119,10 +119,13 @@ def load_decoder_pipeline(name: str, subfolder: str = "decoder", variant: str | 
     return decoder_pipeline(decoder, "float32", common.load_scheduler(repository, None))
 
 
-def usage(prior: Repository, subfolder: str, decoder: str, result: Path, arguments: str) -> str:
+def usage(
+    prior: Repository, subfolder: str, decoder: str, result: Path, arguments: str, lycoris_multiplier: float | None
+) -> str:
     """A few lines of Python that make a picture with `result`, a LoRA's file or a whole prior's folder.
 
-    `decoder` are the arguments of `load_decoder_pipeline`, `arguments` those of the prior's pipeline.
+    `decoder` are the arguments of `load_decoder_pipeline`, `arguments` those of the prior's pipeline. A LyCORIS adapter comes
+    with its multiplier.
     """
     is_adapter = result.suffix == ".safetensors"
     base = prior.arguments if is_adapter else repr(str(result))
@@ -135,7 +138,11 @@ def usage(prior: Repository, subfolder: str, decoder: str, result: Path, argumen
         lines.append(f"lite = StableCascadeUNet.from_pretrained({base}, subfolder={subfolder!r})")
         base += ", prior=lite"
     lines.append(f"prior = StableCascadePriorPipeline.from_pretrained({base})")
-    if is_adapter:
+    if lycoris_multiplier is not None:
+        lines.append("from lycoris import create_lycoris_from_weights")
+        lines.append(f"network, _ = create_lycoris_from_weights({lycoris_multiplier:g}, {str(result)!r}, prior.prior)")
+        lines.append("network.apply_to()")
+    elif is_adapter:
         lines.append(f"load_stage_c_lora(prior, {str(result)!r})")
     lines += [
         f"decoder = load_decoder_pipeline({decoder})",

@@ -26,11 +26,14 @@ __all__ = [
     "ADAPTER_FILE",
     "adapter_alpha",
     "adapter_config",
+    "adapter_file",
     "alignment_px",
     "evaluating",
     "load_adapter",
+    "load_quantised",
     "load_scheduler",
     "load_whole",
+    "lycoris_usage",
     "number_bytes",
     "on_loan",
     "quiet",
@@ -120,16 +123,37 @@ def quiet() -> Iterator[None]:
             disable_progress_bars()  # transformers' switch turns those of the hub on as well
 
 
+def load_quantised(model_class: Any, component: Component, dtype: str, *, precision: str, via: str, device: str) -> nn.Module:
+    """As `load_whole`, then its linear layers stored as `precision` says ("no_change": as they are). Raises UserError.
+
+    `via` "accelerator" quantises layer by layer on `device` and leaves them there; the rest follows when the model is moved.
+    """
+    from simpletuner.networks.quantise import quantise
+
+    model = load_whole(model_class, component, dtype)
+    quantise(model, precision, device=device if via == "accelerator" else "cpu")
+    return model
+
+
 @contextmanager
-def on_loan(load: Callable[[], Model], device: str) -> Iterator[Callable[[], Model]]:
-    """Yields a function that gives the model, loaded at its first call; the model is gone after the block."""
+def on_loan(load: Callable[[], Model], device: str, *, is_offloaded: bool = False) -> Iterator[Callable[[], Model]]:
+    """Yields a function that gives the model, loaded at its first call; the model is gone after the block.
+
+    `is_offloaded`: its weights stay on the CPU, and each layer's visit the device when it computes. What it is given is to
+    lie on `device` either way.
+    """
     import torch
 
     held: list[Model] = []
 
     def model() -> Model:
         if not held:
-            held.append(load().requires_grad_(False).to(device))
+            loaded = load().requires_grad_(False)
+            if is_offloaded:
+                from diffusers.hooks import apply_group_offloading
+
+                apply_group_offloading(loaded, torch.device(device), offload_type="leaf_level")
+            held.append(loaded if is_offloaded else loaded.to(device))
         return held[0]
 
     try:
@@ -193,6 +217,11 @@ def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
     weights = {}
     for name, tensor in load_file(file).items():
         prefix = next((prefix for prefix in prefixes if name.startswith(f"{prefix}.")), None)
+        if name.startswith("lycoris_"):
+            raise UserError(
+                f"`{file}` is a LyCORIS adapter, not a LoRA: it holds `{name}`.",
+                mend='set "lora_type" to "lycoris", with the `lycoris_config.json` beside the file as "lycoris_config".',
+            )
         if prefix is None or ".lora_" not in name:
             raise UserError(
                 f"`{file}` is not a LoRA of this model: it holds `{name}`.",
@@ -266,6 +295,21 @@ def usage(pipeline: str, repository: Repository, result: Path, arguments: str) -
         f"from diffusers import {pipeline}",
         f"pipeline = {pipeline}.from_pretrained({repository.arguments if is_adapter else repr(str(result))})",
         *([f"pipeline.load_lora_weights({str(result)!r})"] if is_adapter else []),
+        f"pipeline({arguments}).images[0].save('picture.png')",
+    ]
+    return "\n".join(lines)
+
+
+def lycoris_usage(
+    pipeline: str, repository: Repository, result: Path, arguments: str, component: str, multiplier: float
+) -> str:
+    """The same for a LyCORIS adapter, which the library puts into the pipeline's denoiser."""
+    lines = [
+        f"from diffusers import {pipeline}",
+        "from lycoris import create_lycoris_from_weights",
+        f"pipeline = {pipeline}.from_pretrained({repository.arguments})",
+        f"network, _ = create_lycoris_from_weights({multiplier:g}, {str(result)!r}, pipeline.{component})",
+        "network.apply_to()",
         f"pipeline({arguments}).images[0].save('picture.png')",
     ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ Shape letters:  B batch,  C latent channels,  H W latent rows and columns,  L to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from simpletuner.config.lycoris import effective
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place, Prompt, Recipe
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["Sana", "SanaOptions"]
 
 PROMPT_TOKENS = 300
+TOKENS_STEP = 32
+"""Padded prompts have a multiple of so many tokens: few shapes, and what attention kernels are quick with."""
 FP16_ONLY = "weights for fp16 or fp32 only"
 NO_BF16: Mapping[str, Any] = {"mixed_precision": "no"}
 DENOISER = "transformer"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("conv_inverted", "conv_point")
 
 # Larger pictures pass through DC-AE in overlapping tiles: whole, a 4096 px picture takes tens of gigabytes.
 TILE_PX = 2048
-TILE_STRIDE_PX = 1792
+SMALL_TILE_PX = 512  # with `vae_enable_tiling`
 
 
 class SanaOptions(Section):
@@ -65,7 +71,18 @@ class Sana(ModelFamily):
         "sana1.0-600m-1024": Flavour("Efficient-Large-Model/Sana_600M_1024px_diffusers", 1024, FP16_ONLY, NO_BF16),
         "sana1.0-600m-512": Flavour("Efficient-Large-Model/Sana_600M_512px_diffusers", 512, FP16_ONLY, NO_BF16),
     }
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "self-attention": tuple(f"attn1.{name}" for name in ATTENTION),
+        "cross-attention": tuple(f"attn2.{name}" for name in ATTENTION),
+        "feed-forward": FEED_FORWARD,
+        "full": (*ATTENTION, *FEED_FORWARD, "linear_1", "linear_2", "time_embed.linear", "patch_embed.proj", "proj_out"),
+    }
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn-only": ("Attention",),
+        "attn-mlp": ("Attention", "GLUMBConv"),
+        "full": ("Linear", "Conv2d"),
+    }
     kept_whole: ClassVar[tuple[str, ...]] = ("patch_embed*", "time_embed*", "caption_*", "norm*", "*.norm*", "proj_out")
     defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
     Options: ClassVar[type[Section]] = SanaOptions
@@ -107,10 +124,23 @@ class Sana(ModelFamily):
 
     def text_encoders(self) -> tuple[GemmaEncoder]:
         lines = instruction_lines(self.options.sana_complex_human_instruction, self.run.config_path)
-        return (GemmaEncoder(self.repository, "\n".join(lines), self.run.dtypes.text),)
+        precision = self.run.precision
+        encoder = GemmaEncoder(
+            self.repository,
+            "\n".join(lines),
+            self.run.dtypes.text,
+            precision=precision.text_encoder_1_precision,
+            quantize_via=precision.quantize_via,
+            is_offloaded=self.run.memory.offload_during_startup,
+        )
+        return (encoder,)
 
     def image_encoder(self) -> DeepCompressionAutoencoder:
-        return DeepCompressionAutoencoder(self.repository)
+        memory = self.run.memory
+        tile_px = SMALL_TILE_PX if memory.vae_enable_tiling else TILE_PX
+        return DeepCompressionAutoencoder(
+            self.repository, tile_px, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup
+        )
 
     def load_denoiser(self) -> nn.Module:
         from diffusers import SanaTransformer2DModel
@@ -137,14 +167,21 @@ class Sana(ModelFamily):
         return flow_density(self.run.flow, (rows // patch) * (columns // patch))
 
     def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
-        """Pads each prompt to 300 tokens. Zeros serve: what the mask hides has no weight, whatever it holds."""
+        """Pads prompts to the longest of them and on to a multiple of 32 tokens, at most 300: fewer than the stock pipeline.
+
+        Zeros serve, and so do fewer: what the mask hides is 10,000 lower before the softmax, and then 0 in every format.
+        """
         import torch
         from torch.nn.functional import pad
 
         prompts = [embed["prompt_LD"] for embed in embeds]
+        longest = max(len(prompt_LD) for prompt_LD in prompts)
+        tokens = min(PROMPT_TOKENS, math.ceil(longest / TOKENS_STEP) * TOKENS_STEP)
+        if self.run.kernels.dynamo_backend != "no":
+            tokens = PROMPT_TOKENS  # each length would be compiled for itself
         return {
-            "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, PROMPT_TOKENS - len(prompt_LD))) for prompt_LD in prompts]),
-            "mask_BL": torch.stack([(torch.arange(PROMPT_TOKENS) < len(prompt_LD)).long() for prompt_LD in prompts]),
+            "prompt_BLD": torch.stack([pad(prompt_LD, (0, 0, 0, tokens - len(prompt_LD))) for prompt_LD in prompts]),
+            "mask_BL": torch.stack([(torch.arange(tokens) < len(prompt_LD)).long() for prompt_LD in prompts]),
         }
 
     def predict(self, denoiser: Any, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
@@ -180,10 +217,10 @@ class Sana(ModelFamily):
             rows, columns = noise_1CHW.shape[-2:]
             prompts = {}
             roles = {"": cond, "negative_": uncond} if shot.guidance > 1 else {"": cond}
-            for role, embeds in roles.items():
-                batch = self.collate([embeds], [])
-                prompts[f"{role}prompt_embeds"] = batch["prompt_BLD"].to(device)
-                prompts[f"{role}prompt_attention_mask"] = batch["mask_BL"].to(device)
+            batch = self.collate(list(roles.values()), [])  # together: the pipeline joins them, which takes one length
+            for place, role in enumerate(roles):
+                prompts[f"{role}prompt_embeds"] = batch["prompt_BLD"][place : place + 1].to(device)
+                prompts[f"{role}prompt_attention_mask"] = batch["mask_BL"][place : place + 1].to(device)
             with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
                 return pipeline(
                     **prompts,
@@ -204,7 +241,7 @@ class Sana(ModelFamily):
 
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
-        autoencoder = DeepCompressionAutoencoder(self.repository)
+        autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _cond, _uncond: autoencoder.decode(vae(), latents_1CHW)
 
@@ -229,7 +266,11 @@ class Sana(ModelFamily):
         settings = f"height={edge_px}, width={edge_px}, use_resolution_binning=False"
         if (guidance := self.run.validation.validation_guidance) is not None:  # as the gallery, so that it looks like it
             settings += f", guidance_scale={guidance:g}"
-        return common.usage("SanaPipeline", self.repository, result, f"{prompt!r}, {settings}")
+        arguments = f"{prompt!r}, {settings}"
+        if self.run.model.model_type == "lora" and self.run.adapter.lora_type == "lycoris":
+            multiplier = effective(self.run.adapter, self.lycoris_presets)["multiplier"]
+            return common.lycoris_usage("SanaPipeline", self.repository, result, arguments, DENOISER, multiplier)
+        return common.usage("SanaPipeline", self.repository, result, arguments)
 
     def shot_defaults(self) -> tuple[float, int]:
         return 4.5, 20  # the stock pipeline's own
@@ -246,16 +287,30 @@ class Sana(ModelFamily):
                 yield Problem(
                     option_name, f"`{option_name}` begins like a list, but: {error}", mend="write a JSON list of lines."
                 )
+        flavour = cls.chosen(run)
+        if flavour is not None and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
+            yield Problem(
+                "mixed_precision",
+                f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
+                why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
+                mend='set "mixed_precision" to "fp16" or "no", or choose a 1.6B or 4.8B flavour.',
+            )
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        flavour = cls.chosen(run)
+        if run.precision.mixed_precision == "fp16" and (flavour is None or flavour.note != FP16_ONLY):
+            yield (
+                "mixed_precision is fp16: Sana's newer weights were trained in bf16, whose range is wider. Where the card has "
+                "bf16, prefer it; steps that overflow are skipped and counted."
+            )
+
+    @classmethod
+    def chosen(cls, run: Run) -> Flavour | None:
+        """The flavour that is trained, if it is one of ours, by name or by repository."""
         path = run.model.pretrained_model_name_or_path
-        for name, flavour in cls.flavours.items():
-            is_chosen = flavour.repository == path if path else name == run.model.model_flavour
-            if is_chosen and flavour.note == FP16_ONLY and run.precision.mixed_precision == "bf16":
-                yield Problem(
-                    "mixed_precision",
-                    f'"mixed_precision" is "bf16", but {flavour.repository} has {FP16_ONLY}.',
-                    why="it was trained in fp16, and its activations lose too much in bfloat16's eight bits of precision.",
-                    mend='set "mixed_precision" to "no", or choose a 1.6B or 4.8B flavour.',
-                )
+        named = cls.flavours.get(run.model.model_flavour or cls.default_flavour)
+        return next((flavour for flavour in cls.flavours.values() if flavour.repository == path), None) if path else named
 
 
 @dataclass(frozen=True)
@@ -265,6 +320,9 @@ class GemmaEncoder:
     repository: Repository
     instruction: str
     dtype: str
+    precision: str = "no_change"
+    quantize_via: str = "cpu"
+    is_offloaded: bool = False
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -275,6 +333,8 @@ class GemmaEncoder:
             "instruction": self.instruction,
             "tokens": PROMPT_TOKENS,
         }
+        if self.precision != "no_change":  # said only then, so that caches made before there was a choice stay good
+            facts["precision"] = self.precision
         return Recipe("gemma", facts)
 
     @property
@@ -290,33 +350,36 @@ class GemmaEncoder:
         tokenizer.padding_side = "right"
         return tokenizer
 
-    def load(self) -> nn.Module:
+    def load(self, device: str) -> nn.Module:
+        """On the CPU, but for what is quantised on the accelerator."""
         from transformers import AutoModel
 
-        return common.load_whole(AutoModel, self.repository.weights("text_encoder"), self.dtype)
+        weights = self.repository.weights("text_encoder")
+        return common.load_quantised(
+            AutoModel, weights, self.dtype, precision=self.precision, via=self.quantize_via, device=device
+        )
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
-        with common.on_loan(self.load, device) as model:
-            yield lambda prompts: self.encode(model(), prompts)
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), prompts, device)
 
-    def encode(self, model: Any, prompts: list[Prompt]) -> list[Embeds]:
+    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
         """Each prompt's embeds, in order. The roles pass through the model apart, since they differ in length."""
         embeds: dict[int, Embeds] = {}
         for role, prefix in (("cond", self.instruction), ("uncond", "")):
             places = [place for place, prompt in enumerate(prompts) if prompt.role == role]
             if places:
                 texts = [prefix + prompts[place].text.lower().strip() for place in places]
-                embeds.update(zip(places, self.encode_texts(model, texts, prefix), strict=True))
+                embeds.update(zip(places, self.encode_texts(model, texts, prefix, device), strict=True))
         return [embeds[place] for place in range(len(prompts))]
 
-    def encode_texts(self, model: Any, texts: list[str], prefix: str) -> list[Embeds]:
+    def encode_texts(self, model: Any, texts: list[str], prefix: str, device: str) -> list[Embeds]:
         import torch
 
         # The prefix counts with its <bos>. <bos> and the last 299 tokens are kept: a piece of the prefix, the prompt, padding.
         length = len(self.tokenizer.encode(prefix)) + PROMPT_TOKENS - 2 if prefix else PROMPT_TOKENS
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        device = next(model.parameters()).device
         with torch.no_grad():
             # Nothing is generated, so keys and values need not be kept: 50 MB a prompt.
             hidden_BLD = model(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device), use_cache=False)[0]
@@ -335,26 +398,35 @@ class GemmaEncoder:
 
 @dataclass(frozen=True)
 class DeepCompressionAutoencoder:
-    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else."""
+    """DC-AE in float32 (its encoder is unstable in fp16); latents are scaled, and nothing else.
+
+    One picture at a time is no part of the recipe: it is what `vae_batch_size` 1 does, which keeps cached latents too.
+    """
 
     repository: Repository
+    tile_px: int
+    is_sliced: bool
+    is_offloaded: bool
 
     @cached_property
     def recipe(self) -> Recipe:
         scale = self.repository.json("vae/config.json")["scaling_factor"]
-        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": TILE_PX}
+        facts = {"weights": self.repository.fingerprint("vae"), "dtype": "float32", "scale": scale, "tile_px": self.tile_px}
         return Recipe("dc-ae", facts)
 
     def load(self) -> nn.Module:
         from diffusers import AutoencoderDC
 
         vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
-        vae.enable_tiling(TILE_PX, TILE_PX, TILE_STRIDE_PX, TILE_STRIDE_PX)
+        stride_px = self.tile_px * 7 // 8
+        vae.enable_tiling(self.tile_px, self.tile_px, stride_px, stride_px)
+        if self.is_sliced:
+            vae.enable_slicing()
         return vae
 
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
-        with common.on_loan(self.load, device) as vae:
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as vae:
             yield lambda pixels_B3HW: self.encode(vae(), pixels_B3HW)
 
     def encode(self, vae: Any, pixels_B3HW: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from simpletuner.config.lycoris import effective
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
@@ -38,6 +39,9 @@ REPOSITORY = "stabilityai/stable-cascade-prior"
 CELL_PX = 128 / 3
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+BLOCKS = ("channelwise.0", "channelwise.4")
+MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -90,7 +94,17 @@ class StableCascade(ModelFamily):
     title: ClassVar[str] = "Stable Cascade"
     default_flavour: ClassVar[str] = "stage-c"
     flavours: ClassVar[Mapping[str, Flavour]] = {name: Flavour(REPOSITORY, 1024) for name in SUBFOLDERS}
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "blocks": BLOCKS,
+        "mapper": MAPPERS,
+        "full": (*ATTENTION, *BLOCKS, *MAPPERS, "clip_txt_mapper", "clip_txt_pooled_mapper", "embedding.1", "clf.1"),
+    }
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn-only": ("Attention",),
+        "attn-mlp": ("Attention", "Sequential"),
+        "full": ("Attention", "Sequential", "SDCascadeTimestepBlock"),
+    }
     kept_whole: ClassVar[tuple[str, ...]] = ("embedding*", "clip_*", "*.mapper*", "clf*")
     keeps_float32: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -167,11 +181,20 @@ class StableCascade(ModelFamily):
             ) from error
 
     def text_encoders(self) -> tuple[parts.ClipEncoder]:
-        return (parts.ClipEncoder(self.repository, self.run.dtypes.text),)
+        precision = self.run.precision
+        encoder = parts.ClipEncoder(
+            self.repository,
+            self.run.dtypes.text,
+            precision=precision.text_encoder_1_precision,
+            quantize_via=precision.quantize_via,
+            is_offloaded=self.run.memory.offload_during_startup,
+        )
+        return (encoder,)
 
     def image_encoder(self) -> parts.SemanticCompressor:
         own = self.options.stable_cascade_effnet_encoder
-        return parts.SemanticCompressor(Path(own) if own else self.loose_file(parts.ENCODER_FILE))
+        file = Path(own) if own else self.loose_file(parts.ENCODER_FILE)
+        return parts.SemanticCompressor(file, is_offloaded=self.run.memory.offload_during_startup)
 
     def loose_file(self, name: str) -> Path:
         """A network of the release that comes as one file."""
@@ -333,9 +356,11 @@ class StableCascade(ModelFamily):
             guidance = self.run.validation.validation_guidance
         if guidance is not None:  # as the gallery, so that it looks like it
             arguments += f", guidance_scale={guidance:g}"
-        options = self.options
+        options, multiplier = self.options, None
+        if self.run.model.model_type == "lora" and self.run.adapter.lora_type == "lycoris":
+            multiplier = effective(self.run.adapter, self.lycoris_presets)["multiplier"]
         decoder = f"{self.decoder_repository.name!r}, {options.stable_cascade_decoder_subfolder!r}"
-        return pictures.usage(self.repository, self.subfolder, decoder, result, arguments)
+        return pictures.usage(self.repository, self.subfolder, decoder, result, arguments, multiplier)
 
     def shot_defaults(self) -> tuple[float, int]:
         return 4.0, 10  # the stock pipelines' own: the prior's guidance, the decoder's steps

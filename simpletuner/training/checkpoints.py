@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
+from simpletuner.config.lycoris import settings_of
 from simpletuner.config.resolved import flat
 from simpletuner.config.run import Run
+from simpletuner.config.sections import Adapter
 from simpletuner.data.ranks import together
 from simpletuner.errors import RunError, UserError
 from simpletuner.events import Notice, Saved, Tell
 from simpletuner.training.jobs import Due
-from simpletuner.training.optimizers import optimizer_state, restore_optimizer
+from simpletuner.training.optimizers import averaged, optimizer_state, restore_optimizer
 from simpletuner.training.staging import move_into_place, remove, staged
 
 if TYPE_CHECKING:
@@ -77,9 +79,11 @@ class Checkpoints:
 
     def _save_result(self, trainer: Trainer) -> None:
         with staged(self._output_dir / "result") as folder:
-            made = trainer.tuning.save_result(folder)
+            with averaged(trainer.optimizer, trainer.tuning.parameters()):
+                made = trainer.tuning.save_result(folder)
             result = self._output_dir / made.name
-            move_into_place(made, result)
+            for path in sorted(folder.iterdir(), key=lambda path: path == made):  # what lies beside it first
+                move_into_place(path, self._output_dir / path.name)
             if trainer.ema is not None:
                 with trainer.ema.applied():
                     trainer.tuning.save_result(folder / EMA)
@@ -89,18 +93,21 @@ class Checkpoints:
 
 def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) -> None:
     """All that a resumed run needs, the manifest last."""
-    trainer.tuning.save(folder)
+    parameters = trainer.tuning.parameters()
+    with averaged(trainer.optimizer, parameters):
+        trainer.tuning.save(folder)
     if trainer.ema is not None:
         with trainer.ema.exact():
             trainer.tuning.save(folder / EMA)
-    tensors, scalars = optimizer_state(trainer.optimizer, trainer.tuning.parameters())
+    tensors, scalars = optimizer_state(trainer.run.optimizer, trainer.optimizer, parameters)
     save_file(tensors, folder / "optimizer.safetensors")
     _write_json(folder / "optimizer.json", scalars)
     _write_json(folder / "config.json", config)
     facts = {"version": 1, **trainer.state.as_json(), "seed": trainer.run.training.seed}
     if trainer.adaptive is not None:
         facts["adaptive_weights"] = trainer.adaptive.as_json()
-    _write_json(folder / "state.json", {**facts, "fixed": fixed_facts(trainer.run), "window": trainer.meter.as_json()})
+    figures = {"window": trainer.meter.as_json(), "scaler": trainer.engine.scaler_state()}
+    _write_json(folder / "state.json", {**facts, "fixed": fixed_facts(trainer.run), **figures})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
     _write_json(folder / "manifest.json", {"version": 1, "files": listed})
@@ -115,8 +122,21 @@ def fixed_facts(run: Run) -> dict[str, Any]:
         "mixed_precision": run.precision.mixed_precision,
     }
     if run.model.model_type == "lora":
-        facts |= {"lora_type": run.adapter.lora_type, "lora_rank": run.adapter.lora_rank}
+        facts |= {"lora_type": run.adapter.lora_type}
+        facts |= _lycoris_facts(run) if run.adapter.lora_type == "lycoris" else _lora_facts(run.adapter)
     return facts
+
+
+def _lora_facts(adapter: Adapter) -> dict[str, Any]:
+    facts: dict[str, Any] = {"lora_rank": adapter.lora_rank, "use_dora": adapter.use_dora}
+    if adapter.peft_lora_target_modules is None:
+        return facts | {"lora_target_preset": adapter.lora_target_preset}
+    return facts | {"peft_lora_target_modules": sorted(adapter.peft_lora_target_modules)}
+
+
+def _lycoris_facts(run: Run) -> dict[str, Any]:
+    free = {"multiplier", "dropout", "rank_dropout", "module_dropout", "bypass_mode"}
+    return {f"lycoris_config.{key}": value for key, value in settings_of(run.adapter).items() if key not in free}
 
 
 def whole_checkpoints(output_dir: Path) -> list[Checkpoint]:
@@ -160,6 +180,7 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     parameters = trainer.tuning.parameters()
     trainer.tuning.load(trainer.tuning.read(found.path), str(found.path))
     restore_optimizer(
+        trainer.run.optimizer,
         trainer.optimizer,
         parameters,
         load_file(found.path / "optimizer.safetensors"),
@@ -172,6 +193,7 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     trainer.meter.restore(facts["window"])
     if trainer.adaptive is not None and "adaptive_weights" in facts:
         trainer.adaptive.restore(facts["adaptive_weights"])
+    trainer.engine.restore_scaler(facts.get("scaler", {}))  # checkpoints of 0.1 have none, nor had they fp16
     trainer.tell(Notice(f"Going on from {found.path}, step {found.step} of {trainer.steps}."))
     former, now = flat(_read_json(found.path / "config.json")), flat(json.loads(json.dumps(config)))
     changed = _changed(former, now) - {"resume_from_checkpoint"}

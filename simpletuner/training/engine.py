@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from simpletuner.config.run import Hardware, Run
 from simpletuner.data.samples import Cond
 from simpletuner.errors import Interrupted, RunError, UserError
 from simpletuner.families.base import ModelFamily
+from simpletuner.networks.attention import preferring
+from simpletuner.networks.compiling import compile_blocks
 from simpletuner.training.jobs import Asked
 
 __all__ = ["Engine", "Predict", "detect_hardware", "usable_cores"]
@@ -47,7 +49,17 @@ def detect_hardware() -> Hardware:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}:
         return Hardware()
     if torch.cuda.is_available():
-        return Hardware("cuda", has_bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.version.cuda is None:  # ROCm's cards
+            return Hardware("cuda", has_bf16=has_bf16)
+        return Hardware(
+            "cuda",
+            has_bf16=has_bf16,
+            capability=torch.cuda.get_device_capability(),
+            built_for=tuple(torch.cuda.get_arch_list()),
+            cuda_version=torch.version.cuda,
+            name=torch.cuda.get_device_name(),
+        )
     if torch.backends.mps.is_available():
         return Hardware("mps")
     return Hardware()
@@ -90,6 +102,7 @@ class Engine:
                     f"accelerate is set up for {strategy}, but this version trains with plain data parallelism only.",
                     mend="run `accelerate config` and choose multi-GPU without it.",
                 )
+        self._run = run
         self._autocast = getattr(torch, run.dtypes.autocast) if run.dtypes.autocast else None
         # No precision for accelerate: weights lie in their formats already. `cpu`: without it torchrun on a machine with no
         # accelerator starts as many independent trainings as it has processes, silently (accelerate 1.15).
@@ -101,8 +114,11 @@ class Engine:
         self.rank: int = self._accelerator.process_index
         self.ranks: int = self._accelerator.num_processes
         self.device = str(self._accelerator.device)
+        self._set_tf32(False)  # cuDNN's convolutions would encode pictures in it: torch's own default
         self._cpu_group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.ranks > 1 else None
         self._predict: nn.Module | None = None
+        # On the CPU too: float16's range is as small there.
+        self._scaler = torch.amp.GradScaler(self.device.partition(":")[0]) if run.precision.mixed_precision == "fp16" else None
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -167,14 +183,47 @@ class Engine:
     # gradients
 
     def prepare(self, family: ModelFamily, denoiser: nn.Module) -> nn.Module:
-        """Move the denoiser to the device; the module that the loss calls, its gradients shared between ranks."""
+        """Move the denoiser to the device; the module that the loss calls, its gradients shared between ranks.
+
+        What was encoded before was computed without TF32, for caches outlive a run; what is trained now uses it.
+        """
+        self._set_tf32(not self._run.kernels.disable_tf32)
+        backend = self._run.kernels.dynamo_backend
+        if backend != "no":
+            compile_blocks(family.blocks(denoiser), backend)
         predict = Predict(family, denoiser, self._autocast)
         # Frozen weights are equal on all ranks already, and quantised ones could not be broadcast.
         frozen = [name for name, parameter in predict.named_parameters() if not parameter.requires_grad]
         frozen += [name for name, _ in predict.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(predict, frozen)
-        self._predict = self._accelerator.prepare_model(predict)
+        memory = self._run.memory
+        if memory.enable_group_offload:
+            self._offload(family, denoiser)
+        self._predict = self._accelerator.prepare_model(predict, device_placement=not memory.enable_group_offload)
         return self._predict
+
+    def _offload(self, family: ModelFamily, denoiser: nn.Module) -> None:
+        from simpletuner.networks.offload import move_others, offload_blocks  # imports diffusers
+
+        memory = self._run.memory
+        offloaded = offload_blocks(
+            family.blocks(denoiser),
+            self.device,
+            blocks_per_group=memory.group_offload_blocks_per_group,
+            is_pinned=memory.group_offload_use_stream and self.device.startswith("cuda"),
+        )
+        move_others(denoiser, offloaded, self.device)
+
+    def _set_tf32(self, is_on: bool) -> None:
+        if self.device.startswith("cuda"):
+            # By the older of torch's two interfaces: after the newer one (`fp32_precision`) torch's own inductor cannot ask
+            # for the precision any more, and raises (torch 2.13).
+            torch.set_float32_matmul_precision("high" if is_on else "highest")
+            torch.backends.cudnn.allow_tf32 = is_on
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """Attention by the kernel that the run prefers, inside."""
+        return preferring(self._run.kernels.attention_mechanism)
 
     def seed(self, seed: int) -> None:
         """Start the generators that a step draws from, the CPU's and the device's."""
@@ -193,15 +242,50 @@ class Engine:
         # From pageable memory the driver may first wait for all work in the stream.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def accumulate(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Round forward and backward of one micro-batch: gradients meet at the last one of an optimiser step only."""
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """Round forward and backward of one micro-batch: gradients meet at the last one of an optimiser step only.
+
+        Both use the attention kernel of the run: a recomputed block must do what it did at first.
+        """
         assert self._predict is not None, "prepare() comes first"
-        return nullcontext() if last else self._accelerator.no_sync(self._predict)
+        with self.attention(), nullcontext() if last else self._accelerator.no_sync(self._predict):
+            yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients."""
+        """Add this micro-batch's gradients; under fp16 those of a scaled loss, else the small ones would be lost."""
         # Not through accelerate: it divides by an accumulation count of its own, which its launcher may have set.
-        loss.backward()
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the loss's scale off the gradients, before anything looks at them. Once in an optimiser step."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights; under fp16 not if a gradient overflowed, and the scale is then halved.
+
+        All ranks decide alike: they hold the same averaged gradients, in which one rank's overflow is everybody's.
+        """
+        if self._scaler is None:
+            optimizer.step()
+            return
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    @property
+    def scales(self) -> bool:
+        """Whether the loss is scaled, so that a step may be skipped."""
+        return self._scaler is not None
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The scale and how long it has held, for a checkpoint; empty where nothing is scaled."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def restore_scaler(self, state: Mapping[str, Any]) -> None:
+        """Go on with the scale that `scaler_state` gave."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(dict(state))
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """The global gradient norm, after which it is at most `max_norm` (0: as it is). Stays on the device."""

@@ -22,6 +22,7 @@ class Full:
     """Every weight of the denoiser, in train mode: a network's own dropout is active, as its authors trained it."""
 
     keeps_base = False
+    notices = ()
 
     def __init__(self, family: ModelFamily, denoiser: nn.Module, run: Run) -> None:
         self._family = family

@@ -15,6 +15,7 @@ from simpletuner.data.samples import draw_seed
 from simpletuner.errors import UserError
 from simpletuner.families.base import ModelFamily, StateDict
 from simpletuner.families.common import adapter_alpha, evaluating
+from simpletuner.training.targets import lora_targets
 from simpletuner.training.weights import MEND_MODEL, check_names, copy, on_cpu, shapes
 
 __all__ = ["Lora"]
@@ -27,6 +28,7 @@ class Lora:
     """
 
     keeps_base = True
+    notices = ()
 
     def __init__(self, family: ModelFamily, denoiser: nn.Module, run: Run) -> None:
         from peft import LoraConfig, inject_adapter_in_model  # 2 s that nobody else should pay
@@ -42,7 +44,8 @@ class Lora:
             lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]  # a float is as good
             lora_dropout=adapter.lora_dropout,
             init_lora_weights=True if adapter.lora_init_type == "default" else adapter.lora_init_type,
-            target_modules=sorted(family.adapter_targets),
+            target_modules=lora_targets(adapter, family, denoiser),
+            use_dora=adapter.use_dora,
         )
         denoiser.requires_grad_(False).eval()
         with torch.random.fork_rng(devices=[]):  # the weights are still on the CPU
@@ -50,9 +53,7 @@ class Lora:
             inject_adapter_in_model(self._config, denoiser)
         self._layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
         self._parameters = {
-            name.replace(".default.", "."): parameter
-            for name, parameter in denoiser.named_parameters()
-            if parameter.requires_grad
+            _name_on_disk(name): parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad
         }
         for parameter in self._parameters.values():
             parameter.data = parameter.data.to(getattr(torch, run.dtypes.trained))
@@ -71,6 +72,7 @@ class Lora:
         return {name: on_cpu(parameter) for name, parameter in self._parameters.items()}
 
     def load(self, weights: Mapping[str, Tensor], source: str = "the file") -> None:
+        _check_dora(weights, self._config.use_dora, source)
         check_names(self._parameters, weights, source)
         for name, parameter in self._parameters.items():
             if weights[name].shape != parameter.shape:
@@ -107,7 +109,7 @@ class Lora:
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
 
     def _misfit(self, name: str, theirs: Tensor, source: str) -> UserError:
-        rank = theirs.shape[0 if ".lora_A." in name else 1]
+        rank = theirs.shape[0 if ".lora_A." in name else 1] if theirs.ndim > 1 else self._rank  # else DoRA's lengths of rows
         if rank == self._rank:
             return UserError(f"{source} does not fit this run: {shapes(name, theirs, self._parameters[name])}", mend=MEND_MODEL)
         return UserError(
@@ -115,6 +117,18 @@ class Lora:
             why="matrices of another size cannot be taken over.",
             mend=f'set "lora_rank" to {rank}, or train the new rank afresh in another output_dir.',
         )
+
+
+def _name_on_disk(name: str) -> str:
+    """PEFT's name of a parameter as stock loaders want it: without the adapter's, and DoRA's without `.weight`."""
+    return name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector").replace(".default.", ".")
+
+
+def _check_dora(weights: Mapping[str, Tensor], use_dora: bool, source: str) -> None:
+    is_dora = any(name.endswith(".lora_magnitude_vector") for name in weights)
+    if is_dora != use_dora:
+        theirs, ours = ("a DoRA", "false") if is_dora else ("a LoRA", "true")
+        raise UserError(f"{source} is {theirs}, but use_dora is {ours}.", mend=f'set "use_dora" to {str(is_dora).lower()}.')
 
 
 def _check_alpha(theirs: float | None, ours: float, source: str) -> None:

@@ -1,6 +1,7 @@
 """Figures of a run: losses stay on the device until a log point reads them all at once, over all ranks.
 
-A loss or gradient that is not finite is found here too, at the log point or before anything is saved or painted.
+A loss or gradient that is not finite is found here too, at the log point or before anything is saved or painted. Under fp16 a
+gradient's overflow is no fault: that step was skipped, and is counted. The norm says so; nothing else is asked of the device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
@@ -23,6 +24,9 @@ from simpletuner.errors import RunError
 
 __all__ = ["Figures", "Meter"]
 
+
+MOST_SKIPPED = 30
+"""Steps skipped one after another that end a run. The scale begins at 2 to the 16th, and each of them halves it."""
 
 Bad = tuple[int, str, str]
 """Step, what was not finite, file."""
@@ -55,6 +59,8 @@ class Figures:
     grad_norm: float
     samples_per_s: float
     time: str
+    skipped_steps: int | None
+    """Optimiser steps that were skipped for an overflow; None where that cannot be."""
 
 
 @dataclass
@@ -63,16 +69,21 @@ class Window:
 
     ordinary: list[float] = field(default_factory=list)
     regularisation: list[float] = field(default_factory=list)
+    skipped: int = 0
+    """Optimiser steps since then that were skipped for an overflow."""
+    grad_norm: float | None = None
+    """Of the last step that was not."""
 
 
 class Meter:
     """Collects what the loop hands it; `read` and `figures` wait for the device, nothing else does."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, *, may_skip: bool = False) -> None:
         self._ranks = ranks
+        self._may_skip = may_skip
+        self._skipped_in_a_row = 0
         self._turns: list[Turn] = []
         self._window = Window()
-        self._grad_norm = math.nan
         self._samples = 0
         self._began = time.perf_counter()
 
@@ -102,7 +113,7 @@ class Meter:
                     for file, value in zip(part.files, values, strict=True)
                     if not math.isfinite(value)
                 ]
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) and not self._may_skip:
                 bad += [(turn.step, "gradient", file) for part in turn.parts for file in part.files]
         told = self._ranks.gather([found.ordinary, found.regularisation, bad])
         if any(theirs for _, _, theirs in told):
@@ -111,7 +122,23 @@ class Meter:
             self._window.ordinary += ordinary
             self._window.regularisation += regularisation
             self._samples += len(ordinary) + len(regularisation)
-        self._grad_norm = norms[-1]
+        for turn, norm in zip(turns, norms, strict=True):
+            self._note_norm(turn.step, norm)
+
+    def _note_norm(self, step: int, norm: float) -> None:
+        """Of a step that was taken, or skipped. Raises RunError, on all ranks alike, if too many were skipped in a row."""
+        if math.isfinite(norm):
+            self._window.grad_norm, self._skipped_in_a_row = norm, 0
+            return
+        self._window.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise RunError(
+                f"The last {MOST_SKIPPED} steps, up to step {step}, were all skipped: their gradients overflowed.",
+                why="the loss's scale was halved each time and is far below 1 by now: no scale brings these gradients into "
+                "float16's range, for the network's own activations leave it.",
+                mend='set mixed_precision to "bf16" on a card that has it, else to "no". The last checkpoint is unhurt.',
+            )
 
     def figures(self) -> Figures:
         """What a log point tells; the next window begins here. Collective."""
@@ -122,9 +149,10 @@ class Meter:
         return Figures(
             loss=_mean(window.ordinary or window.regularisation),
             regularisation_loss=_mean(window.regularisation) if window.regularisation else None,
-            grad_norm=self._grad_norm,
+            grad_norm=math.nan if window.grad_norm is None else window.grad_norm,
             samples_per_s=samples / passed_s,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            skipped_steps=window.skipped if self._may_skip else None,
         )
 
     @contextmanager
@@ -136,11 +164,12 @@ class Meter:
 
     def as_json(self) -> dict[str, Any]:
         """The window that is open, so that a resumed run's next log point says what an unbroken one's would."""
-        return {"ordinary": self._window.ordinary, "regularisation": self._window.regularisation}
+        return {**asdict(self._window), "skipped_in_a_row": self._skipped_in_a_row}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on in the window that `as_json` described."""
-        self._window = Window(list(facts["ordinary"]), list(facts["regularisation"]))
+        self._skipped_in_a_row = facts.get("skipped_in_a_row", 0)
+        self._window = Window(**{one.name: facts[one.name] for one in fields(Window) if one.name in facts})
 
 
 def _mean(values: list[float]) -> float:

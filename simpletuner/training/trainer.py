@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
-from simpletuner.diffusion.objective import l2
+from simpletuner.diffusion.objective import perturbation, sample_loss
 from simpletuner.errors import Interrupted
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
@@ -26,7 +26,7 @@ from simpletuner.training.ema import Ema
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Inbox, Job
 from simpletuner.training.meter import Meter
-from simpletuner.training.optimizers import build_optimizer
+from simpletuner.training.optimizers import build_optimizer, set_rate
 from simpletuner.training.schedules import learning_rate
 from simpletuner.training.state import TrainState
 from simpletuner.training.tuning import Tuning
@@ -80,7 +80,7 @@ class Trainer:
         self.tell = tell
         self.steps = steps
         self.state = TrainState()
-        self.meter = Meter(engine)
+        self.meter = Meter(engine, may_skip=engine.scales)
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
@@ -108,18 +108,25 @@ class Trainer:
         density = self.family.density((x0_BCHW.shape[-2], x0_BCHW.shape[-1]))
         t_B = self.engine.to_device(density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float())
         noise_BCHW = torch.randn_like(x0_BCHW)
-        x_BCHW = self.family.process.diffuse(x0_BCHW, noise_BCHW, t_B)
+        x_BCHW = self.family.process.diffuse(x0_BCHW, self._perturbed(noise_BCHW), t_B)
         if batch.is_regularisation and self.tuning.keeps_base:
             with self.tuning.disabled(), torch.no_grad():
                 target_BCHW = self.predict(x_BCHW, t_B, cond)
         else:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
-        loss_B = l2(self.predict(x_BCHW, t_B, cond), target_BCHW)
+        answer_BCHW = self.predict(x_BCHW, t_B, cond)
+        flow_time_B = self.family.process.flow_time(t_B)
+        loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
         if self.adaptive is None:
             return self.family.weight(t_B) * loss_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
             self.adaptive.note(t_B, loss_B)
         return self.adaptive.weight(t_B) * loss_B
+
+    def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
+        """The noise that the input is made with. Without perturbation nothing is drawn: all other draws stay what they were."""
+        share = perturbation(self.run.objective, self.state.step)
+        return noise_BCHW + share * torch.randn_like(noise_BCHW) if share else noise_BCHW
 
     def _build_ema(self) -> Ema | None:
         options = self.run.ema
@@ -150,11 +157,11 @@ class Trainer:
                 loss_B = self.loss(batch)
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
+        self.engine.unscale(self.optimizer)
         grad_norm = self.engine.clip(self.tuning.parameters().values(), self.run.optimizer.max_grad_norm)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate(self.state.step, self.run.optimizer, self.steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        set_rate(self.optimizer, learning_rate(self.state.step, self.run.optimizer, self.steps))
+        self.engine.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=self.run.memory.set_grads_to_none)
         self.state.advance(group.after, samples=group.batches[0].slots)
         if self.ema is not None:
             self.ema.update(self.state.step)
@@ -164,14 +171,23 @@ class Trainer:
 
     def _report(self) -> None:
         figures = self.meter.figures()
-        extra = {"regularisation_loss": figures.regularisation_loss, "peak_memory_gib": self.engine.peak_memory_gib()}
+        if figures.skipped_steps:
+            steps = "1 step was" if figures.skipped_steps == 1 else f"{figures.skipped_steps} steps were"
+            self.tell(
+                Notice(f"{steps} skipped up to step {self.state.step}: gradients overflowed float16; the scale is lower now.")
+            )
+        extra = {
+            "regularisation_loss": figures.regularisation_loss,
+            "skipped_steps": figures.skipped_steps,
+            "peak_memory_gib": self.engine.peak_memory_gib(),
+        }
         self.tell(
             Stepped(
                 step=self.state.step,
                 steps=self.steps,
                 epoch=self.state.epoch,
                 loss=figures.loss,
-                learning_rate=self.optimizer.param_groups[0]["lr"],
+                learning_rate=learning_rate(self.state.step - 1, self.run.optimizer, self.steps),
                 grad_norm=figures.grad_norm,
                 samples_per_s=figures.samples_per_s,
                 time=figures.time,

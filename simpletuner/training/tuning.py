@@ -1,4 +1,4 @@
-"""What is trained and how it lies on disk: a LoRA beside the frozen base, or every weight of the denoiser."""
+"""What is trained and how it lies on disk: an adapter beside the frozen base (LoRA, LyCORIS), or the whole denoiser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
+from simpletuner.events import Notice, Tell
 from simpletuner.families.base import ModelFamily, StateDict
+from simpletuner.networks.quantise import quantise
 from simpletuner.training.full import Full
 from simpletuner.training.lora import Lora
+from simpletuner.training.lycoris import Lycoris
 
-__all__ = ["Tuning", "build_tuning"]
+__all__ = ["Tuning", "build_tuning", "load_tuned"]
 
 
 class Tuning(Protocol):
@@ -22,6 +25,11 @@ class Tuning(Protocol):
 
     keeps_base: bool
     """Whether the untouched base can be asked at any time (`disabled`)."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should be told of how it was built."""
+        ...
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What the optimiser moves."""
@@ -56,6 +64,25 @@ class Tuning(Protocol):
         ...
 
 
+def load_tuned(family: ModelFamily, run: Run, *, device: str, tell: Tell) -> tuple[nn.Module, Tuning]:
+    """The denoiser, its frozen weights stored as `base_model_precision` says, and what is trained of it.
+
+    Raises UserError if the denoiser has no layer for that format, or none for the adapter.
+    """
+    denoiser = family.load_denoiser()
+    precision = run.precision
+    if precision.base_model_precision != "no_change":
+        place = device if precision.quantize_via == "accelerator" else "cpu"
+        outcome = quantise(denoiser, precision.base_model_precision, keep=family.kept_whole, device=place)
+        tell(Notice(f"base_model_precision {precision.base_model_precision}: {outcome.summary}."))
+    tuning = build_tuning(family, denoiser, run)
+    for line in tuning.notices:
+        tell(Notice(line))
+    return denoiser, tuning
+
+
 def build_tuning(family: ModelFamily, denoiser: nn.Module, run: Run) -> Tuning:
     """Make `denoiser` trainable as the run asks."""
-    return Lora(family, denoiser, run) if run.model.model_type == "lora" else Full(family, denoiser, run)
+    if run.model.model_type == "full":
+        return Full(family, denoiser, run)
+    return Lycoris(family, denoiser, run) if run.adapter.lora_type == "lycoris" else Lora(family, denoiser, run)

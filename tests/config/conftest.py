@@ -41,6 +41,8 @@ class Fake:
     default_flavour = "small"
     defaults: Mapping[str, Any] = {"max_grad_norm": 0.1, "vae_batch_size": 3}
     keeps_float32 = False
+    adapter_presets: Mapping[str, tuple[str, ...]] = {"attention": ("to_q",), "full": ("to_q", "proj")}
+    lycoris_presets: Mapping[str, tuple[str, ...]] = {"attn-mlp": ("Attention", "FeedForward"), "full": ("Linear",)}
     Options: type[Section] = FakeOptions
 
     @classmethod
@@ -48,10 +50,19 @@ class Fake:
         if run.family.fake_strength > 5:  # type: ignore[attr-defined]
             yield Problem("fake_strength", "Too strong.", why="it breaks.", overridable=True)
 
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        if run.family.fake_strength > 2:  # type: ignore[attr-defined]
+            yield "That is strong."
+
 
 class Other(Fake):
     title = "Other"
     Options = OtherOptions
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        return ()
 
 
 FAMILIES: Mapping[str, Any] = {"fake": Fake, "other": Other}

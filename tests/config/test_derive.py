@@ -34,7 +34,45 @@ def test_the_learning_rate_follows_what_is_trained(project: Project, model_type:
     assert project.run(f"model_type={model_type}").optimizer.learning_rate == rate
 
 
-@pytest.mark.parametrize(("schedule", "steps"), [("constant_with_warmup", 100), ("constant", 0), ("cosine", 0)])
+@pytest.mark.parametrize(
+    ("optimizer", "model_type", "rate"),
+    [
+        ("optimi-lion", "lora", 2e-5),
+        ("bnb-lion8bit-paged", "lora", 2e-5),
+        ("bnb-lion", "full", 2e-6),
+        ("prodigy", "lora", 1.0),
+        ("prodigy", "full", 1.0),
+        ("came", "full", 1e-5),
+    ],
+)
+def test_the_learning_rate_follows_the_optimiser(project: Project, optimizer: str, model_type: str, rate: float) -> None:
+    assert project.run(f"model_type={model_type}", f"optimizer={optimizer}").optimizer.learning_rate == rate
+    assert project.run(f"optimizer={optimizer}", "learning_rate=0.3").optimizer.learning_rate == 0.3
+
+
+def test_state_that_is_not_paged_without_cuda_is_said(project: Project) -> None:
+    for hardware, said in ((Hardware("cpu"), True), (GPU, False)):
+        notices = project.run("optimizer=bnb-lion8bit-paged", hardware=hardware).notices
+        assert any("(cpu) it is bnb-lion8bit, with the same numbers" in line for line in notices) is said
+    assert not any("pages" in line for line in project.run("optimizer=bnb-lion8bit").notices)
+
+
+def test_a_falling_rate_beside_averaged_weights_is_said(project: Project) -> None:
+    for schedule, said in (("cosine", True), ("constant", False), ("constant_with_warmup", False)):
+        notices = project.run("optimizer=adamw_schedulefree", f"lr_scheduler={schedule}").notices
+        assert any("lr_scheduler constant is advised" in line for line in notices) is said
+
+
+def test_a_small_rate_for_an_optimiser_that_finds_its_own_is_said(project: Project) -> None:
+    for rate, said in ((1e-4, True), (0.5, False)):
+        notices = project.run("optimizer=prodigy", f"learning_rate={rate}").notices
+        assert any("1 is advised, not 0.0001" in line for line in notices) is said
+
+
+SCHEDULES = ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("constant_with_warmup", 100), *((name, 0) for name in SCHEDULES)])
 def test_only_the_default_schedule_warms_up_by_itself(project: Project, schedule: str, steps: int) -> None:
     assert project.run(f"lr_scheduler={schedule}").optimizer.lr_warmup_steps == steps
 
@@ -105,6 +143,9 @@ def quantised(mixed: str, optimizer: str, default: str) -> dict[str, str | None]
         (whole("bf16", "adamw_bf16", "full"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
         (whole("bf16", "torch-adamw", "full"), Dtypes("float32", "float32", "bfloat16", "bfloat16", "float16")),
         (whole("fp16", "adamw_bf16", "full"), Dtypes("float32", "float32", "float16", "float32", "float16")),
+        (whole("bf16", "optimi-lion", "lora"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (whole("bf16", "optimi-adamw", "full"), Dtypes("bfloat16", "bfloat16", None, "bfloat16", "float16")),
+        (whole("bf16", "ao-adamw8bit", "full"), Dtypes("float32", "float32", "bfloat16", "bfloat16", "float16")),
         (quantised("no", "torch-adamw", "bf16"), Dtypes("bfloat16", "float32", None, "float32", "float32")),
         (quantised("bf16", "adamw_bf16", "fp32"), Dtypes("float32", "bfloat16", None, "bfloat16", "float16")),
     ],

@@ -132,7 +132,7 @@ def test_a_wrong_value_is_told_with_place_value_and_what_is_wanted(project: Proj
     project.options(lr_scheduler="cosin")
     assert project.problem().splitlines() == [
         '`lr_scheduler` is "cosin" (file config/config.json).',
-        "Why:  it takes: one of constant, constant_with_warmup, cosine.",
+        "Why:  it takes: one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, sine.",
         'Mend: Did you mean "cosine"?',
     ]
 

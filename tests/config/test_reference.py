@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.reference import help_text, markdown
+from simpletuner.config.support_page import support_page
 from simpletuner.config.vocabulary import PERSONAL, Vocabulary
 from simpletuner.families import find
 
@@ -22,6 +23,11 @@ def test_the_page_of_options_is_up_to_date() -> None:
     assert (DOCS / "options.md").read_text(encoding="utf-8") == markdown(FAMILIES)
 
 
+def test_the_page_of_what_trains_with_what_is_up_to_date() -> None:
+    """If not: simpletuner options --support > docs/support.md"""
+    assert (DOCS / "support.md").read_text(encoding="utf-8") == support_page(FAMILIES)
+
+
 def test_the_reference_names_every_option() -> None:
     page = markdown(FAMILIES)
     assert [name for name in every_name() if f"| `{name}` |" not in page] == []
@@ -30,7 +36,7 @@ def test_the_reference_names_every_option() -> None:
 def test_a_row_shows_type_default_condition_level_and_help() -> None:
     rows = [line for line in markdown(FAMILIES).splitlines() if line.startswith("| `lora_rank`")]
     assert rows == [
-        "| `lora_rank` | whole number, at least 1 | `16` | model_type=lora | essential "
+        "| `lora_rank` | whole number, at least 1 | `16` | model_type=lora and lora_type=standard | essential "
         "| Width of the low-rank matrices. 4-32 for a style or a subject, 64-128 for many concepts. |"
     ]
 

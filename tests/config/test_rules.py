@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 
+from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
+from simpletuner.config.run import Hardware
+from simpletuner.errors import ConfigError
+
 Project = Any
 
 
@@ -56,13 +60,25 @@ def test_a_dataset_that_makes_sense_passes(project: Project, keys: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optimizer": "torch-adam"}, 'Did you mean "torch-adamw"?'),
+        ({"optimizer": "torch-admw"}, 'Did you mean "torch-adamw"?'),
+        ({"optimizer": "bnb-lion8bit-page"}, 'Did you mean "bnb-lion8bit-paged"?'),
         ({"optimizer_config": {"weight_decai": 0.1}}, "Did you mean `weight_decay`?"),
         ({"optimizer_config": "betas=0.9"}, "two numbers"),
         ({"optimizer_config": "betas=0.9,1.5"}, "two numbers"),
         ({"optimizer_config": "eps=-1"}, "at least 0"),
         ({"optimizer_config": "eps=inf"}, "at least 0"),
         ({"optimizer_config": "eps"}, "`optimizer_config`"),
+        ({"optimizer": "optimi-lion", "optimizer_config": "eps=1"}, "optimi-lion has no setting `eps`"),
+        ({"optimizer": "optimi-lion", "optimizer_config": "decouple_lr=1"}, "true or false"),
+        ({"optimizer": "came", "optimizer_config": "betas=0.9,0.99"}, "three numbers between 0 and 1"),
+        ({"optimizer": "came", "optimizer_config": "eps=1e-30"}, "two numbers at least 0"),
+        ({"optimizer": "optimi-ranger", "optimizer_config": "k=2.5"}, "whole number, at least 1"),
+        ({"optimizer": "torch-sgd", "optimizer_config": "momentum=none"}, "number from 0 to below 1"),
+        ({"optimizer": "torch-sgd", "optimizer_config": "momentum=1"}, "number from 0 to below 1"),
+        ({"optimizer": "prodigy", "optimizer_config": "d_coef=0"}, "number above 0"),
+        ({"optimizer": "bnb-ademamix", "optimizer_config": "t_alpha=0"}, "whole number, at least 1, or none"),
+        ({"optimizer": "torch-adafactor", "optimizer_config": "d=0.5"}, "number, at least 1"),
+        ({"optimizer": "adamw_schedulefree", "optimizer_config": "betas=0,0.9"}, "two numbers between 0 and 1"),
         ({"validation_resolution": "large"}, "sizes by comma"),
         ({"output_dir": "datasets/pictures/output"}, "within the pictures"),
         ({"output_dir": "config/config.json"}, "which is a file"),
@@ -95,6 +111,74 @@ def test_the_only_text_cache_must_be_the_default(project: Project) -> None:
 def test_settings_of_the_optimiser_are_handed_on(project: Project) -> None:
     run = project.run("--optimizer_config=betas=0.9,0.99,weight_decay=0")
     assert run.optimizer.optimizer_config == {"betas": [0.9, 0.99], "weight_decay": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "settings"),
+    [
+        ("came", "betas=0.9,0.99,0.999,eps=1e-30,1e-8", {"betas": [0.9, 0.99, 0.999], "eps": [1e-30, 1e-8]}),
+        ("prodigy", "safeguard_warmup=false,beta3=none,d_coef=2", {"safeguard_warmup": False, "beta3": None, "d_coef": 2}),
+        ("bnb-ademamix8bit-paged", "t_alpha=100,t_beta3=None", {"t_alpha": 100, "t_beta3": None}),
+        ("optimi-ranger", "k=3,decouple_lr=true", {"k": 3, "decouple_lr": True}),
+    ],
+)
+def test_each_optimiser_takes_its_own_settings(project: Project, name: str, written: str, settings: dict[str, Any]) -> None:
+    run = project.run(f"optimizer={name}", f"--optimizer_config={written}")
+    assert run.optimizer.optimizer_config == settings
+
+
+@pytest.mark.parametrize(("name", "row"), OPTIMIZERS.items())
+def test_an_optimisers_default_settings_are_such_as_it_takes(name: str, row: OptimizerRow) -> None:
+    ours = {"fused", "kahan_sum"}
+    exempt = {"eps"} if name == "torch-adafactor" else set()  # its first one follows from the number format
+    for key in row.settings.keys() - ours - exempt:
+        assert row.accepts[key].fits(row.settings[key]), key
+
+
+def test_a_package_that_is_not_installed_is_told_with_the_line_that_brings_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else ...)
+    project.options(optimizer="bnb-adamw8bit")
+    problem = project.problem()
+    assert "`optimizer=bnb-adamw8bit` needs the package `bitsandbytes`" in problem
+    assert "pip install 'simpletuner[bnb]'" in problem
+    project.options(optimizer="optimi-adamw")
+    project.run()
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware", "words"),
+    [
+        ("bnb-adamw8bit", Hardware("mps"), 'not known to work on mps(.|\n)*to "adamw_bf16"'),
+        ("ao-adamw8bit", Hardware("mps"), "not known to work on mps"),
+        ("ao-adamwfp8", Hardware("cuda", capability=(8, 0)), 'capability 8.9; this one has 8.0(.|\n)*to "ao-adamw8bit"'),
+    ],
+)
+def test_what_an_optimiser_cannot_do_on_a_machine_is_told_with_an_alternative(
+    project: Project, name: str, hardware: Hardware, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        project.run(f"optimizer={name}", hardware=hardware)
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware"),
+    [
+        ("bnb-adamw8bit", Hardware("cuda", has_bf16=True, capability=(8, 0))),
+        ("ao-adamwfp8", Hardware("cuda", has_bf16=True, capability=(8, 9))),
+        ("ao-adamwfp8", Hardware("cuda", has_bf16=True)),
+        ("optimi-lion", Hardware("mps")),
+    ],
+)
+def test_where_an_optimiser_works_nothing_is_refused(project: Project, name: str, hardware: Hardware) -> None:
+    assert project.run(f"optimizer={name}", hardware=hardware).optimizer.optimizer == name
+
+
+def test_a_compiled_optimiser_without_a_compiler_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    project.options(optimizer="ao-adamw8bit")
+    assert "there is no C++ compiler" in project.problem()
 
 
 def test_full_tuning_may_train_on_regularisation_data_alone(project: Project) -> None:

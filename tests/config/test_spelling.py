@@ -44,6 +44,7 @@ def test_a_key_may_have_leading_dashes_inner_dashes_and_capitals(written: str) -
         ("CHECKPOINTING_LIMIT", "checkpoints_total_limit"),
         ("DATALOADER_CONFIG", "data_backend_config"),
         ("TRAINING_SEED", "seed"),
+        ("TRAINING_DYNAMO_BACKEND", "dynamo_backend"),
         ("RESUME_CHECKPOINT", "resume_from_checkpoint"),
         ("USE_GRADIENT_CHECKPOINTING", "gradient_checkpointing"),
         ("VALIDATION_STEPS", "validation_step_interval"),

@@ -114,3 +114,11 @@ def test_the_sana_pages_changes_work_on_the_template(copied: Path) -> None:
     )
     assert run.validation.validation_prompt_library == "config/user_prompt_library.json"
     assert run.memory.gradient_checkpointing_interval == 2
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*-*.json.example")))
+def test_each_recipe_loads_as_it_is_with_nothing_idle(copied: Path, name: str) -> None:
+    entries = read_json(copied / "config" / "multidatabackend.json", copied)
+    (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
+    run = load(copied, f"--config_file=config/{name}")
+    assert not any("no effect" in notice for notice in run.notices)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import simpletuner
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.run import Dtypes
-from simpletuner.config.sections import SECTIONS
+from simpletuner.config.sections import SECTIONS, Objective
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.samples import Cond, Embeds, Place, Prompt
-from simpletuner.diffusion.objective import l2
+from simpletuner.diffusion.objective import l2, sample_loss
 from simpletuner.families import find
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.training.tuning import build_tuning
@@ -211,7 +211,10 @@ def test_forward_and_backward_never_wait_for_the_device(name, make_run, monkeypa
     noisy_BCHW = family.process.diffuse(x_BCHW, x_BCHW, t_B)
     with torch.autocast("meta", getattr(torch, dtypes.autocast or "bfloat16"), enabled=dtypes.autocast is not None):
         answer_BCHW = family.predict(denoiser, noisy_BCHW, t_B, {key: part.to("meta") for key, part in cond.items()})
-    l2(answer_BCHW, family.process.target(x_BCHW, x_BCHW, t_B)).mean().backward()
+    target_BCHW, flow_time_B = family.process.target(x_BCHW, x_BCHW, t_B), family.process.flow_time(t_B)
+    for objective in (Objective(), Objective(loss_type="huber", huber_schedule="snr")):
+        loss_B = sample_loss(objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        loss_B.mean().backward(retain_graph=True)
     assert all(parameter.grad is not None for parameter in tuning.parameters().values())
 
 
@@ -251,6 +254,14 @@ def test_times_rise_with_u_for_every_size(family):
         t = family.density(latent_HW)(u)
         assert torch.all((t > 0) & (t < 1))
         assert torch.all(t.diff() > 0)
+
+
+def test_flow_time_is_noises_share_of_signal_and_noise_by_amplitude(family):
+    """Read off the process itself: diffused with and without noise."""
+    t_B = family.density((16, 16))(torch.linspace(0.02, 0.98, 9, dtype=torch.float64))
+    one, zero = torch.ones(9, 1, 1, 1, dtype=torch.float64), torch.zeros(9, 1, 1, 1, dtype=torch.float64)
+    noise, signal = family.process.diffuse(zero, one, t_B), family.process.diffuse(one, zero, t_B)
+    torch.testing.assert_close(family.process.flow_time(t_B), (noise / (noise + signal)).flatten(), atol=1e-7, rtol=1e-6)
 
 
 # the gallery
@@ -312,9 +323,9 @@ class Oracle(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
-    def forward(self, **told: Any) -> tuple[Tensor]:
+    def forward(self, hidden_states: Tensor | None = None, **told: Any) -> tuple[Tensor]:
         """Flow families hear `hidden_states` and thousandths; Stable Cascade `sample` and the time itself."""
-        hidden_states = told["hidden_states"] if "hidden_states" in told else told["sample"]
+        hidden_states = told["sample"] if hidden_states is None else hidden_states
         t_B = told["timestep"].float() / 1000 if "timestep" in told else told["timestep_ratio"]
         self.times.append(t_B[0].item())
         x0_BCHW = self.x0_1CHW.expand_as(hidden_states)

@@ -32,9 +32,17 @@ from simpletuner.families import find
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
-from simpletuner.training.tuning import build_tuning
+from simpletuner.training.tuning import load_tuned
 
-TUNINGS = ("lora", "full")
+TUNINGS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_dropout": 0.1},
+    "full": {"model_type": "full"},
+    "int4": {"lora_dropout": 0.1, "base_model_precision": "int4-quanto"},
+    "lokr": {
+        "lora_type": "lycoris",
+        "lycoris_config": {"algo": "lokr", "linear_dim": 2, "factor": 4, "dropout": 0.1, "module_dropout": 0.2},
+    },
+}
 STEPS = 3
 
 
@@ -68,9 +76,11 @@ def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
         model_family=name,
         family=find()[name].Options(),
         pretrained_model_name_or_path=repository,
-        model_type=tuning,
-        lora_dropout=0.1,
+        **TUNINGS[tuning],
         learning_rate=1e-3,
+        lr_scheduler="linear",
+        lr_warmup_steps=1,
+        lr_end=5e-4,
         optimizer_config={"eps": 1e-2},  # else Adam turns the last bit of a gradient near zero into a whole step
     )
 
@@ -80,14 +90,15 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     run = run_of(results, name, repository, tuning_name)
     family, told = find()[name](run), Told()
     gradients: dict[str, torch.Tensor] = {}
-    denoiser = family.load_denoiser()
-    tuning = build_tuning(family, denoiser, run)
+    rates: list[float] = []
+    denoiser, tuning = load_tuned(family, run, device=engine.device, tell=told)
     stream = FamilyStream(family, engine.rank, engine.ranks)
     trainer = Trainer(run, engine, family, denoiser, tuning, stream, [], told, steps=STEPS)
     step = trainer.optimizer.step
 
     def note_and_step() -> None:
         found = {key: parameter.grad.clone() for key, parameter in tuning.parameters().items() if parameter.grad is not None}
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
         gradients.update({f"{trainer.state.step}/{key}": gradient for key, gradient in found.items()})
         step()
 
@@ -97,7 +108,7 @@ def train(engine: Engine, results: Path, name: str, repository: str, tuning_name
     save_file(gradients, results / f"{stem}-gradients.safetensors")
     save_file(tuning.weights(), results / f"{stem}-weights.safetensors")
     norms = [event.grad_norm for event in told.of(Stepped)]
-    (results / f"{stem}.json").write_text(json.dumps([list(told.losses.values()), norms]))
+    (results / f"{stem}.json").write_text(json.dumps([list(told.losses.values()), norms, rates]))
 
 
 def talk(engine: Engine, results: Path) -> None:
@@ -156,6 +167,35 @@ def fail_together(engine: Engine, results: Path) -> None:
             except SimpletunerError as error:
                 outcome[name] = [trainer.state.step, error.exit_code, str(error)]
     (results / f"failed-{engine.rank}.json").write_text(json.dumps(outcome))
+
+
+class Overflowing(Family):
+    """On one rank and in its second step alone, the gradient leaves float16's range."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.asked = rank, 0
+
+    def predict(self, *inputs: Any) -> torch.Tensor:
+        answer_BCHW = super().predict(*inputs)
+        self.asked += 1
+        if self.rank == 1 and self.asked == 2:
+            answer_BCHW.register_hook(lambda gradient: gradient * math.inf)
+        return answer_BCHW
+
+
+def skip_together(engine: Engine, results: Path) -> None:
+    """fp16 with one rank's overflow: the scale and a sum of the weights after each step are written to `results`."""
+    run, seen = make_run(results / "fp16", mixed_precision="fp16"), []
+    with Engine(run) as scaling, trainer_of(run, steps=3, engine=scaling, family=Overflowing(engine.rank)) as trainer:
+        trainer.tell = lambda event: (
+            seen.append(
+                [scaling.scaler_state()["scale"], *(w.double().sum().item() for w in trainer.tuning.weights().values())]
+            )
+            if isinstance(event, Stepped)
+            else None
+        )
+        trainer.fit()
+    (results / f"fp16-{engine.rank}.json").write_text(json.dumps(seen))
 
 
 def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
@@ -226,12 +266,19 @@ def test_two_processes_end_with_the_weights_and_losses_of_one(results: Path, nam
     one, two = (tensors(results, f"{name}-{tuning}-0of{ranks}-weights") for ranks in (1, 2))
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-4, msg=key)
-    (losses, norms), (losses_of_two, norms_of_two) = (
+    (losses, norms, _), (losses_of_two, norms_of_two, _) = (
         json.loads((results / f"{name}-{tuning}-0of{ranks}.json").read_text()) for ranks in (1, 2)
     )
     assert losses_of_two == pytest.approx(losses, rel=1e-4)
     assert norms_of_two == pytest.approx(norms, rel=1e-3)
     assert len(losses) == STEPS
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_the_schedule_counts_optimiser_steps_on_every_rank(results: Path, name: str, tuning: str) -> None:
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        rates = json.loads((results / f"{name}-{tuning}-{rank}of{ranks}.json").read_text())[2]
+        assert rates == pytest.approx([1e-3, 1e-3, 7.5e-4], rel=1e-12)
 
 
 def test_ranks_hear_each_other_in_order_and_agree(results: Path) -> None:
@@ -251,6 +298,13 @@ def test_what_stops_one_rank_stops_both_and_the_stopped_run_is_saved(results: Pa
     assert [path.name for path in (results / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
+def test_one_ranks_overflow_skips_the_step_on_both(results: Path) -> None:
+    first, second = (json.loads((results / f"fp16-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [scale for scale, *_ in first] == [65536, 32768, 32768]
+    assert first[0][1:] == first[1][1:] != first[2][1:]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -258,3 +312,4 @@ if __name__ == "__main__":
         talk(engine, folder)
         train_all(engine, folder, sys.argv[2:])
         fail_together(engine, folder)
+        skip_together(engine, folder)

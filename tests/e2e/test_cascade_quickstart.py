@@ -54,7 +54,6 @@ def small(page: Workspace) -> Workspace:
     return page
 
 
-@pytest.mark.xfail(strict=True, reason="quantised bases (base_model_precision) come with the training engine")
 def test_the_config_trains_as_printed(page: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for its 30,000 steps: an int8 base, adapters in float32, pictures of 1024 px by prior and decoder_lite."""
     monkeypatch.chdir(page.folder)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,9 @@ SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
 class FakeEngine(Alone):
     device = "cpu"
 
+    def attention(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 class FakeTuning:
     """Notes how the model stands while something is sampled."""
@@ -43,6 +46,9 @@ class FakeTuning:
         self.standing = standing
         yield
         self.standing = "training"
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {}
 
     def disabled(self) -> Any:
         return self._as("base")
@@ -109,6 +115,7 @@ def trainer(told: list[Event]) -> Any:
         ema=FakeEma(tuning),
         family=FakeFamily(tuning),
         denoiser=None,
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
         state=TrainState(),
         is_done=False,
         tell=told.append,
@@ -165,10 +172,34 @@ def test_a_picture_of_the_average_is_not_taken_for_one_of_the_newest_weights(
     gallery(disable_benchmark=True, validation_on_startup=True, use_ema=True, ema_validation="ema_only").run(trainer)
     path = tmp_path / "validation" / file_name(SHOT, 0, "ema")
     assert is_painted(path, SHOT, 0, "ema")
-    assert (
-        not is_painted(path.rename(tmp_path / "other.png"), SHOT, 0, "trained")
-        or "weights" in Image.open(tmp_path / "other.png").info
-    )
+    assert not is_painted(path, SHOT, 0)
+
+
+def test_the_gallery_shows_averaged_weights_and_the_base_s_pictures_are_its_own(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    class ScheduleFree:
+        mode = "train"
+
+        def train(self) -> None:
+            self.mode = "train"
+
+        def eval(self) -> None:
+            self.mode = "eval"
+
+    modes = []
+
+    class Watching(FakeFamily):
+        @contextmanager
+        def sampler(self, denoiser: Any, device: str) -> Iterator[Callable[..., torch.Tensor]]:
+            modes.append((self.tuning.standing, trainer.optimizer.mode))
+            with super().sampler(denoiser, device) as sample:
+                yield sample
+
+    trainer.optimizer, trainer.family = ScheduleFree(), Watching(trainer.tuning)
+    gallery(validation_on_startup=True).run(trainer)
+    assert modes == [("base", "train"), ("evaluating", "eval")]
+    assert trainer.optimizer.mode == "train"
 
 
 def test_cond_and_uncond_go_to_the_sampler(gallery: Callable[..., Gallery], trainer: Any) -> None:

@@ -8,8 +8,10 @@ import weakref
 
 import pytest
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from simpletuner.errors import UserError
 from simpletuner.families import common
@@ -141,3 +143,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         common.write_safetensors({"a": None}, file, {})
     assert torch.equal(load_file(file)["a"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_offloaded_model_keeps_its_weights_on_the_cpu_and_each_layer_visits(monkeypatch):
+    """`meta` stands for the device: a visit moves a layer's weights there, as the calls that diffusers makes tell."""
+    visited = []
+    monkeypatch.setattr("diffusers.hooks.group_offloading.TorchDeviceBackend", lambda device: None)  # knows no `meta`
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: visited.append((group.onload_leader, group.onload_device.type)))
+    monkeypatch.setattr("diffusers.hooks.group_offloading.send_to_device", lambda value, *_, **__: value)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    with common.on_loan(lambda: network, "meta", is_offloaded=True) as model:
+        model()(torch.zeros(1, 2))
+        assert {weight.device.type for weight in model().parameters()} == {"cpu"}
+    assert visited == [(network[0], "meta"), (network[1], "meta")]

@@ -127,6 +127,43 @@ def test_the_denoiser_answers_trimmed_prompts_as_whole_ones(sana, stock):
         assert torch.equal(sana.predict(denoiser, x, t, trimmed), whole)
 
 
+@pytest.mark.parametrize(("tokens", "padded"), [([1], 32), ([5, 32], 32), ([33, 2], 64), ([289], 300), ([300, 7], 300)])
+def test_a_batch_is_padded_to_its_longest_prompt_in_steps_of_32_tokens(sana, tokens, padded):
+    cond = sana.collate([{"prompt_LD": torch.ones(length, 4)} for length in tokens], [])
+    assert cond["prompt_BLD"].shape == (len(tokens), padded, 4)
+    assert cond["mask_BL"].sum(1).tolist() == tokens
+    assert torch.equal(cond["prompt_BLD"], cond["mask_BL"][:, :, None].expand(-1, -1, 4).float())
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "tolerance"),
+    [({}, 1e-6), ({"dtypes": AUTOCAST}, 1e-3), ({"dtypes": BF16}, 1e-3)],
+    ids=["fp32", "autocast", "bf16"],
+)
+def test_padding_beyond_the_longest_prompt_alters_no_answer_and_no_gradient(make_run, dtypes, tolerance):
+    """Up to the order in which sums are rounded: a bfloat16 holds three digits."""
+    family = Sana(make_run("sana", model_type="full", **dtypes))
+    denoiser = family.load_denoiser()
+    torch.manual_seed(0)
+    cond = family.collate([{"prompt_LD": 3 * torch.randn(tokens, 32)} for tokens in (5, 37)], [])
+    whole = {name: torch.nn.functional.pad(part, (0, 0) * (part.ndim - 2) + (0, 236)) for name, part in cond.items()}
+    assert (cond["mask_BL"].shape, whole["mask_BL"].shape) == ((2, 64), (2, 300))
+    x, t = torch.randn(2, 32, 4, 4), torch.tensor([0.2, 0.7])
+    answers, gradients = [], []
+    autocast = family.run.dtypes.autocast
+    for batch in (cond, whole):
+        denoiser.zero_grad()
+        with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=autocast is not None):
+            answers.append(family.predict(denoiser, x, t, batch))
+        (answers[-1].float() * x).sum().backward()
+        # No constant added to all keys can matter: of `to_k.bias` both gradients are rounding noise.
+        wanted = [(name, weight.grad) for name, weight in denoiser.named_parameters() if not name.endswith("to_k.bias")]
+        gradients.append({name: gradient.float() for name, gradient in wanted})
+    assert torch.equal(*answers)
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= tolerance * gradient.norm(), name
+
+
 @pytest.mark.parametrize("written", ['["Improve:", "Prompt: "]', "lines.txt", "lines.json"])
 def test_the_instruction_may_be_json_or_a_file_beside_the_config(make_run, tmp_path, written):
     (tmp_path / "lines.txt").write_text("Improve:\nPrompt: \n")
@@ -254,7 +291,7 @@ def test_bf16_weights_take_float32_adapters_without_autocast(make_run, embeds):
     family = Sana(make_run("sana", dtypes=BF16))
     denoiser = family.load_denoiser()
     assert {weight.dtype for weight in denoiser.parameters()} == {torch.bfloat16}
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=list(family.adapter_targets)), denoiser)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=list(family.adapter_presets["attention"])), denoiser)
     for name, weight in denoiser.named_parameters():
         if "lora_" in name:
             weight.data = weight.data.float()
@@ -371,7 +408,9 @@ def adapted(family: Sana, alpha: int) -> tuple[torch.nn.Module, LoraConfig]:
     """A denoiser with an adapter that does something, its alpha not its rank."""
     torch.manual_seed(0)
     denoiser = family.load_denoiser()
-    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=list(family.adapter_targets), init_lora_weights=False)
+    config = LoraConfig(
+        r=2, lora_alpha=alpha, target_modules=list(family.adapter_presets["attention"]), init_lora_weights=False
+    )
     return inject_adapter_in_model(config, denoiser), config
 
 
@@ -459,3 +498,17 @@ def test_the_snippet_makes_the_picture_with_the_gallerys_guidance(make_run, tmp_
     said = Sana(make_run("sana", validation_guidance=2.5)).usage(tmp_path / "pipeline", "a cat")
     assert "guidance_scale=2.5)" in said
     assert "guidance_scale" not in Sana(make_run("sana")).usage(tmp_path / "pipeline", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_discouraged"),
+    [({}, True), ({"pretrained_model_name_or_path": "Efficient-Large-Model/Sana_600M_1024px_diffusers"}, False)],
+)
+def test_fp16_is_for_the_first_weights_and_discouraged_for_others(make_run, options, is_discouraged):
+    run = make_run("sana", mixed_precision="fp16", **options)
+    assert not list(Sana.check(run))
+    assert any("prefer it" in line for line in Sana.notices(run)) == is_discouraged
+
+
+def test_no_other_precision_is_discouraged(make_run):
+    assert not [line for mixed in ("no", "bf16") for line in Sana.notices(make_run("sana", mixed_precision=mixed))]

@@ -134,9 +134,9 @@ def test_prompts_equal_the_stock_pipelines_bit_for_bit(make_run, folder, dtypes)
 
 def test_the_text_is_the_last_layers_output_before_the_final_norm(cascade, embeds):
     [encoder] = cascade.text_encoders()
-    model, heard = encoder.load(), []
+    model, heard = encoder.load("cpu"), []
     model.text_model.final_layer_norm.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-    [embed] = encoder.encode(model, [Prompt("a cat")])
+    [embed] = encoder.encode(model, [Prompt("a cat")], "cpu")
     assert torch.equal(embed["text_LD"], heard[0][0])
     assert torch.equal(embed["text_LD"], embeds[0]["text_LD"])
 
@@ -145,7 +145,7 @@ def test_the_mask_matters_to_the_padding_that_the_prior_reads(cascade, embeds):
     [encoder] = cascade.text_encoders()
     tokens = encoder.tokenizer(["a cat"], padding="max_length", max_length=77, return_tensors="pt")
     with torch.no_grad():
-        unmasked = encoder.load()(tokens.input_ids, output_hidden_states=True).hidden_states[-1][0]
+        unmasked = encoder.load("cpu")(tokens.input_ids, output_hidden_states=True).hidden_states[-1][0]
     assert torch.allclose(unmasked[:4], embeds[0]["text_LD"][:4], atol=1e-5)
     assert not torch.allclose(unmasked[10:], embeds[0]["text_LD"][10:], atol=1e-3)
 

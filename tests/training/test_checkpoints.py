@@ -15,6 +15,7 @@ from simpletuner.config.run import Run
 from simpletuner.errors import RunError, UserError
 from simpletuner.events import Notice, Saved
 from simpletuner.training.checkpoints import find_checkpoint, has_result, whole_checkpoints
+from simpletuner.training.optimizers import averaged
 
 
 def trained(run: Run, steps: int) -> tuple[dict[str, Tensor], Told]:
@@ -31,8 +32,22 @@ def names(folder: Path) -> list[str]:
 KINDS: list[dict[str, Any]] = [
     {"model_type": "lora", "lora_dropout": 0.1, "optimizer": "torch-adamw"},
     {"model_type": "lora", "lora_dropout": 0.1, "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "lora", "use_dora": True, "lora_dropout": 0.1, "optimizer": "torch-adamw"},
+    *(
+        {
+            "model_type": "lora",
+            "optimizer": "torch-adamw",
+            "lora_type": "lycoris",
+            "lycoris_config": {"algo": algo, "dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.2},
+        }
+        for algo in ("lokr", "loha", "locon", "full")
+    ),
     {"model_type": "full", "optimizer": "torch-adamw"},
     {"model_type": "full", "optimizer": "adamw_bf16", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "full", "optimizer": "optimi-lion", "trained": "bfloat16", "mixed_precision": "bf16"},
+    {"model_type": "lora", "optimizer": "prodigy", "learning_rate": 1.0},
+    {"model_type": "lora", "optimizer": "adamw_schedulefree"},
+    {"model_type": "full", "optimizer": "adamw_schedulefree"},
 ]
 
 
@@ -51,6 +66,27 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, kind:
     assert told_later.losses == {step: told.losses[step] for step in (6, 9)}
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize("model_type", ["lora", "full"])
+def test_of_a_schedule_free_run_the_average_is_saved_and_training_goes_on_beside_it(tmp_path: Path, model_type: str) -> None:
+    run = make_run(tmp_path, model_type=model_type, optimizer="adamw_schedulefree", learning_rate=0.1)
+    with trainer_of(run, steps=6) as trainer:
+        trainer.fit()
+        exact = trainer.tuning.weights()
+        with averaged(trainer.optimizer, trainer.tuning.parameters()):
+            average = trainer.tuning.weights()
+        saved, result = (trainer.tuning.read(folder) for folder in (tmp_path / "checkpoint-6", tmp_path / RESULT[model_type]))
+    assert any(not torch.equal(average[name], exact[name]) for name in average)
+    for name, weight in average.items():
+        assert torch.equal(saved[name], weight)
+        assert torch.equal(result[name], weight)
+    with trainer_of(run, steps=6) as resumed:
+        assert all(torch.equal(weight, exact[name]) for name, weight in resumed.tuning.weights().items())
+
+
+RESULT = {"lora": "", "full": "pipeline"}
+"""The folder of a run's result."""
 
 
 class KilledError(Exception):
@@ -225,6 +261,10 @@ def test_going_back_behind_later_checkpoints_is_refused(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"lora_rank": 4}, "lora_rank was 2, now 4"),
+        ({"use_dora": True}, "use_dora was False, now True"),
+        ({"lora_target_preset": "text"}, "lora_target_preset was attention, now text"),
+        ({"peft_lora_target_modules": ("text",)}, r"peft_lora_target_modules was None, now \['text'\]"),
+        ({"lora_type": "lycoris"}, "lora_type was standard, now lycoris"),
         ({"optimizer": "adamw_bf16"}, "optimizer was torch-adamw, now adamw_bf16"),
         ({"model_type": "full"}, "model_type was lora, now full"),
         ({"model_family": "other"}, "model_family was fake, now other"),
@@ -240,6 +280,12 @@ def test_other_changes_are_listed(tmp_path: Path) -> None:
     trained(make_run(tmp_path), 1)
     _, told = trained(make_run(tmp_path, learning_rate=0.5), 2)
     assert any("learning_rate 0.01 -> 0.5" in notice.text for notice in told.of(Notice))
+
+
+def test_another_format_of_the_frozen_base_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """It decides what the base answers, not which tensors there are: listed with the other changes."""
+    trained(make_run(tmp_path), 1)
+    assert find_checkpoint(make_run(tmp_path, base_model_precision="nf4-bnb", base_model_default_dtype="bf16"), Told())
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_whole(

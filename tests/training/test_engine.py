@@ -3,17 +3,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_fakes import Family, make_run
 
-from simpletuner.config.run import Hardware
+from simpletuner.config.run import Hardware, Run
 from simpletuner.errors import RunError, UserError
+from simpletuner.families import load as load_family
 from simpletuner.training import engine as engine_module
 from simpletuner.training.engine import Engine, detect_hardware, usable_cores
 from simpletuner.training.jobs import Asked
+from simpletuner.training.tuning import build_tuning
 
 
 def with_gradients(*values: float) -> list[nn.Parameter]:
@@ -123,3 +128,79 @@ def test_a_containers_quota_counts_not_the_machines_cores(
 def test_hardware_can_be_asked_without_importing_accelerate() -> None:
     code = "import sys; from simpletuner.training import engine; engine.detect_hardware(); print('accelerate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def sana_gradients(run: Run) -> list[torch.Tensor]:
+    """Of one micro-batch of the tiny Sana, as the trainer does it."""
+    family: Any = load_family(run)
+    denoiser = family.load_denoiser()
+    tuning = build_tuning(family, denoiser, run)
+    draw = torch.Generator().manual_seed(0)
+    cond = family.collate([{"prompt_LD": torch.randn(20, 32, generator=draw)}], [])
+    with Engine(run) as engine:
+        predict = engine.prepare(family, denoiser)
+        with engine.accumulate(last=True):
+            engine.backward(predict(torch.randn(1, 32, 4, 4, generator=draw), torch.tensor([0.3]), cond).square().mean())
+    return [parameter.grad for parameter in tuning.parameters().values() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enable_group_offload": True},
+        {"enable_group_offload": True, "group_offload_blocks_per_group": 2},
+        {"dynamo_backend": "eager"},
+        {"attention_mechanism": "native-flash"},
+    ],
+    ids=str,
+)
+def test_how_it_is_computed_changes_no_gradient(
+    request: pytest.FixtureRequest, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    sana_run = request.getfixturevalue("make_run")  # of conftest: the fakes' own has its name here
+    fixed = {"output_dir": str(tmp_path), "lora_dropout": 0.0}
+    plain, other = (sana_gradients(sana_run("sana", **fixed, **changes)) for changes in ({}, options))
+    assert len(plain) == len(other) > 0
+    assert all(torch.equal(one, two) for one, two in zip(plain, other, strict=True))
+
+
+def test_the_preferred_attention_kernel_serves_forward_and_recomputation(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    sana_run = request.getfixturevalue("make_run")
+    names = []
+    for mechanism in ("native-flash", "native-math"):
+        with Kernels() as kernels:
+            sana_gradients(sana_run("sana", output_dir=str(tmp_path), attention_mechanism=mechanism))
+        names.append(kernels.names)
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in names[0]
+    assert names[1] == set()
+
+
+class Kernels(TorchDispatchMode):
+    """Notes which fused attention kernels run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in func.name():
+            self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_tf32_is_for_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr("torch.set_float32_matmul_precision", lambda name: told.append(("matmul", name)))
+    monkeypatch.setattr("torch.backends.cudnn", SimpleNamespace(), raising=True)
+    for is_disabled, expected in ((False, ("high", True)), (True, ("highest", False))):
+        engine = Engine(make_run(tmp_path, disable_tf32=is_disabled))
+        assert not told, "nothing of it on the CPU"
+        engine.device = "cuda:0"
+        engine._set_tf32(False)
+        assert (told[-1][1], torch.backends.cudnn.allow_tf32) == ("highest", False)
+        monkeypatch.setattr(engine._accelerator, "prepare_model", lambda model, **_: model)
+        engine.prepare(Family(), Family().load_denoiser())  # type: ignore[arg-type]
+        assert (told[-1][1], torch.backends.cudnn.allow_tf32) == expected
+        told.clear()

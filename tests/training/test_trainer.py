@@ -175,7 +175,13 @@ def test_weights_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [{"model_type": "lora"}, {"model_type": "full"}, {"optimizer": "adamw_bf16", "trained": "bfloat16"}]
+    "kind",
+    [
+        {"model_type": "lora"},
+        {"model_type": "full"},
+        {"optimizer": "adamw_bf16", "trained": "bfloat16"},
+        {"loss_type": "huber", "huber_schedule": "exponential", "input_perturbation": 0.1, "input_perturbation_steps": 50},
+    ],
 )
 def test_between_log_points_the_host_never_waits_for_the_device(tmp_path: Path, kind: dict[str, Any]) -> None:
     class Syncs(TorchDispatchMode):
@@ -316,3 +322,19 @@ def test_the_denoiser_alone_is_handed_half_precision_and_the_rest_stays_in_float
     with trainer_of(run, steps=1, family=Watching()) as trainer:
         assert trainer.loss(make_batch(0, 0)).dtype == torch.float32
     assert seen == [torch.float32, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("optimizer", ["torch-adamw", "adamw_bf16"])
+def test_kept_gradient_memory_trains_the_same(tmp_path: Path, optimizer: str) -> None:
+    results = []
+    for is_freed in (True, False):
+        told = Told()
+        run = make_run(tmp_path / str(is_freed), set_grads_to_none=is_freed, optimizer=optimizer)
+        with trainer_of(run, steps=4, told=told) as trainer:
+            trainer.fit()
+            gradients = [parameter.grad for parameter in trainer.tuning.parameters().values()]
+            results.append((told.losses, trainer.tuning.weights()))
+        assert all(gradient is None if is_freed else not gradient.any() for gradient in gradients)
+    (losses, weights), (kept_losses, kept_weights) = results
+    assert losses == kept_losses
+    assert all(torch.equal(weights[name], kept_weights[name]) for name in weights)

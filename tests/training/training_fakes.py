@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class Denoiser(nn.Module):
 class Family:
     """What training asks of a family."""
 
-    adapter_targets = ("to_q", "to_out.0")
+    adapter_presets: ClassVar = {"attention": ("to_q", "to_out.0"), "text": ("text",)}
+    lycoris_presets: ClassVar = {"attn-only": ("Linear",), "attn-mlp": ("Linear",), "full": ("Linear",)}
     process = FlowMatching()
 
     def load_denoiser(self, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -81,6 +82,29 @@ class Family:
 
     def save_pipeline(self, weights: dict[str, Tensor], folder: Path) -> None:
         self.save_denoiser(weights, folder)
+
+
+def answer(denoiser: nn.Module) -> Tensor:
+    """What a denoiser says of one fixed question."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randn(2, 4, 3, 3, generator=generator),
+        torch.rand(2, generator=generator),
+        torch.randn(2, 4, generator=generator),
+    )
+    return denoiser(*inputs)
+
+
+def base_answer(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Frozen as under an adapter: torch's CPU kernels for frozen and for trained weights differ in the last bit."""
+    return answer(Family().load_denoiser(dtype).requires_grad_(False))
+
+
+def stir(tuning: Any, strength: float = 1.0) -> None:
+    """Move everything that is trained."""
+    with torch.no_grad():
+        for parameter in tuning.parameters().values():
+            parameter.add_(strength * torch.randn(parameter.shape).to(parameter))
 
 
 def make_batch(epoch: int, index: int, *, slot: int = 0, slots: int = 2, is_regularisation: bool = False) -> Batch:

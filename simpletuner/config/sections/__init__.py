@@ -8,8 +8,10 @@ from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
+from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
 from simpletuner.config.sections.reporting import Reporting
@@ -23,8 +25,10 @@ __all__ = [
     "Data",
     "Ema",
     "Flow",
+    "Kernels",
     "Memory",
     "Model",
+    "Objective",
     "Optimizer",
     "Precision",
     "Reporting",
@@ -40,7 +44,9 @@ SECTIONS: dict[str, type[Section]] = {
     "ema": Ema,
     "precision": Precision,
     "memory": Memory,
+    "kernels": Kernels,
     "flow": Flow,
+    "objective": Objective,
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,

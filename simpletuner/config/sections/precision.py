@@ -21,9 +21,10 @@ class Precision(Section):
     """`bf16` holds the frozen weights in bfloat16 (half the memory, faster); `fp16` in float16, with a scaled loss, for cards
     without bf16; `no` keeps everything in float32. Unset: bf16 where the hardware has it, else `no`."""
 
-    base_model_precision: Stored = option("no_change", level="essential", when="model_type=lora")
+    base_model_precision: Stored = option("no_change", level="essential")
     """Store the frozen base in fewer bits: `int8-*` and `fp8-*` in half the memory of bf16, `int4-quanto` and `nf4-bnb` in
-    about a quarter. What is trained keeps its own format."""
+    about a quarter, `int2-quanto` in less, at a price in quality. What is trained keeps its own format; `model_type=full`
+    trains the base itself, and takes only `no_change`."""
 
     base_model_default_dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, when=f"base_model_precision={QUANTISED}")
     """Format of those weights of a quantised base that stay whole (norms and the like), and of its arithmetic.
