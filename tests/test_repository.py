@@ -150,7 +150,7 @@ def test_the_guide_to_sana_is_a_configuration_as_it_stands(tmp_path: Path) -> No
 def test_the_guide_to_stable_cascade_is_a_configuration_as_it_stands(tmp_path: Path) -> None:
     datasets, config = json_blocks("families/stable_cascade.md")
     (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "stable-cascade-data.json").write_text(datasets)
+    (tmp_path / "config" / "stable_cascade_data.json").write_text(datasets)
     (tmp_path / "config" / "stable-cascade.json").write_text(config)
     (tmp_path / "datasets" / "my-pictures").mkdir(parents=True)
     words = ["--config_file", "config/stable-cascade.json"]
