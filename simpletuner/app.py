@@ -15,19 +15,18 @@ from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
 from simpletuner.data.precompute import fill_latents
-from simpletuner.data.prompts import PromptStore, training_prompts
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import Gallery, is_complete
-from simpletuner.evaluation.prompts import prompts_of, validation_shots
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import length_of, open_sets, plan_of
+from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
@@ -49,10 +48,7 @@ def train(run: Run) -> Path:
     with Engine(run) as engine, locked(folder, engine, early.append), reporting(run, engine) as tell:
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
-        shots = validation_shots(
-            run, defaults=family.shot_defaults(), native_edge_px=family.latent.native_edge_px,
-            alignment_px=family.latent.alignment_px, tell=tell,
-        )  # fmt: skip
+        shots = shots_of(run, family, tell)
         sets = open_sets(run, family.latent, engine, tell)
         for images in sets:
             tell(Notice(images.ledger.summary))
@@ -65,17 +61,8 @@ def train(run: Run) -> Path:
             return folder
 
         import_model_libraries()
-        assert run.text_embeds.cache_dir is not None, "config/derive.py fills in cache_dir"
-        encoders = family.text_encoders()
-        prompts = PromptStore(
-            Path(run.text_embeds.cache_dir),
-            [encoder.recipe for encoder in encoders],
-            write_batch_size=run.text_embeds.write_batch_size,
-            text_encoder_batch_size=run.text_embeds.text_encoder_batch_size,
-        )
-        wanted = [*training_prompts(sets), *prompts_of(shots)]
-        for encoder in encoders:  # one in memory at a time, and only if something is missing
-            prompts.fill(encoder, wanted, device=engine.device, ranks=engine, tell=tell)
+        prompts = open_store(run, family)
+        fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
         latents = fill_latents(
             sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
         )

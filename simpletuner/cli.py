@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from simpletuner import __version__
 from simpletuner.errors import SimpletunerError, UserError
-from simpletuner.events import Notice
+from simpletuner.events import Event, Notice
 
 if TYPE_CHECKING:
     from simpletuner.config.run import Run
 
-__all__ = ["main"]
+__all__ = ["main", "text_cache_main"]
 
 OVERVIEW = """\
 Usage: simpletuner COMMAND ...
@@ -30,6 +30,8 @@ Usage: simpletuner COMMAND ...
   train      train what the config says
   check      tell what is wrong, which pictures are used and how long it trains, without loading weights
   options    list every option; with --explain: the values of a run, and where each came from
+  text-cache encode the prompts of a run ahead of it; loads nothing but tokenizer and text encoders
+  export     an adapter under the names that other tools read
   examples   list | copy [NAME [FOLDER]] | build-model FAMILY FOLDER
 
 First steps:
@@ -52,6 +54,16 @@ Usage: simpletuner examples list                          names of the bundled e
        simpletuner examples copy NAME [FOLDER]            an example, to be changed there (default: a folder of its name)
        simpletuner examples copy                          the config templates into config/
        simpletuner examples build-model FAMILY FOLDER     a tiny base model in the real layout, for dry runs
+"""
+TEXT_CACHE = """
+Without a flag every caption, the empty one and the gallery's prompts are encoded into the cache; what is there is skipped.
+--dry-run   count them and their disk space, and load nothing
+--verify    read them back; exit code 1 if one is missing or damaged"""
+EXPORT = """\
+Usage: simpletuner export --format comfyui IN OUT     a Stage C LoRA, for ComfyUI, kohya's scripts and OneTrainer
+
+IN is a pytorch_lora_weights.safetensors or its folder, OUT a new file. Adapters of other families need no export: these tools
+read them as they are.
 """
 OPTIONS = """\
 Usage: simpletuner options                  every option, as Markdown
@@ -183,9 +195,10 @@ def examples(words: list[str]) -> int:
             from simpletuner.networks.libraries import import_model_libraries
 
             import_model_libraries()
-            from simpletuner.examples.tiny import build_model
+            from simpletuner.examples.tiny import build_model, model_options
 
             build_model(family, Path(folder))
+            _say("\n".join(f'"{option}": "{value}"' for option, value in model_options(family, Path(folder)).items()))
             print(folder)
         case []:
             print(EXAMPLES, end="", file=sys.stderr)
@@ -195,7 +208,60 @@ def examples(words: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "check": check, "options": options, "examples": examples}
+def text_cache(words: list[str]) -> int:
+    """Encodes the prompts of a run ahead of it."""
+    if _wants_help(words):
+        return _print_options_help("text-cache", TEXT_CACHE)
+    flags = {"--dry-run", "--verify"}
+    asked = flags.intersection(words)
+    if len(asked) > 1:
+        raise UserError("--dry-run and --verify are two different questions.", mend="ask one of them.")
+    run = _load([word for word in words if word not in flags])
+    from simpletuner.reporting.console import Console
+    from simpletuner.text_cache import fill, take_stock, verify
+    from simpletuner.training.engine import Engine
+
+    with Engine(run) as engine, Console(run.reporting.log_level) as console:
+        tell = console if engine.rank == 0 else _nobody
+        for notice in run.notices:
+            tell(Notice(notice))
+        if asked:
+            stock = (take_stock if "--dry-run" in asked else verify)(run, tell)
+        else:
+            stock = fill(run, device=engine.device, ranks=engine, tell=tell)
+    if engine.rank == 0:
+        print("\n".join(one.text for one in stock))
+    return 0
+
+
+def text_cache_main() -> int:
+    """The console script `simpletuner-text-cache`."""
+    return main(["text-cache", *sys.argv[1:]])
+
+
+def export(words: list[str]) -> int:
+    """Writes an adapter under the names that other tools read."""
+    if _wants_help(words):
+        print(EXPORT, end="")
+        return 0
+    match [part for word in words for part in word.split("=", 1) if word.startswith("--") or part == word]:
+        case ["--format", "comfyui", source, target]:
+            from simpletuner.families.cascade_lora import export_comfyui
+
+            print(export_comfyui(Path(source), Path(target)))
+            return 0
+        case _:
+            raise UserError(f"`simpletuner export {' '.join(words)}` is not understood.\n{EXPORT}".rstrip())
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "check": check,
+    "text-cache": text_cache,
+    "export": export,
+    "options": options,
+    "examples": examples,
+}
 
 
 def _load(words: list[str]) -> Run:
@@ -232,6 +298,10 @@ def _print_options_help(command: str, more: str) -> int:
 
 def _wants_help(words: list[str]) -> bool:
     return "-h" in words or "--help" in words
+
+
+def _nobody(event: Event) -> None:
+    """Hears everything and says nothing: the other processes of a launch."""
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.plan import PlanSet, Stream
@@ -20,8 +22,9 @@ from simpletuner.errors import DataError
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
+from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of"]
+__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
     latent = family.latent
-    defaults, edge_px = family.shot_defaults(), latent.native_edge_px
-    shots = validation_shots(run, defaults=defaults, native_edge_px=edge_px, alignment_px=latent.alignment_px, tell=tell)
+    shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
     stream = plan_of(run, sets)
     return Report(
@@ -99,6 +101,19 @@ def inspect(run: Run, tell: Tell) -> Report:
         buckets={images.entry.id: _table(plan) for images, plan in zip(sets, stream.sets, strict=True)},
         length=length_of(run, stream, ranks=1),
         pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
+    )
+
+
+def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
+    """The pictures of each gallery, as this family makes them. Raises ConfigError."""
+    latent = family.latent
+    return validation_shots(
+        run,
+        defaults=family.shot_defaults(),
+        guidance=family.shot_guidance(),
+        native_edge_px=latent.native_edge_px,
+        alignment_px=latent.alignment_px,
+        tell=tell,
     )
 
 
@@ -126,7 +141,25 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
     sets: list[ImageSet] = []
     together(ranks, lambda: sets.extend(opened() if first else []))
     together(ranks, lambda: sets.extend([] if first else opened()))
+    for images in sets:
+        if warning := _long_buckets(images, latent):
+            tell(Notice(warning, "warning"))
     return sets
+
+
+def _long_buckets(images: ImageSet, latent: LatentSpec) -> str:
+    """What is to be said of buckets beyond the model's longest aspect, or ""."""
+    if latent.longest_aspect is None:
+        return ""
+    used = [images.buckets[bucket] for bucket in np.unique(images.bucket_ids[images.alive()]).tolist()]
+    long = sorted(size_WH for size_WH in used if max(size_WH) > latent.longest_aspect * min(size_WH))
+    if not long:
+        return ""
+    listed = ", ".join(f"{width}x{height}" for width, height in long)
+    return (
+        f"{images.entry.id}: this model paints badly beyond {latent.longest_aspect:g}:1, and there are such buckets: {listed}. "
+        "`maximum_aspect_ratio` and `minimum_aspect_ratio` leave pictures out."
+    )
 
 
 def plan_of(run: Run, sets: Sequence[ImageSet], tell: Tell | None = None) -> Stream:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from simpletuner.config.datasets import TextEmbedsDataset
+from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
 from simpletuner.config.run import Dtypes, Run
 from simpletuner.config.sections import SECTIONS
 from simpletuner.families import find
@@ -55,9 +55,13 @@ def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
     """A run on a family's tiny repository, without datasets: options by name, and `dtypes` if not all float32."""
 
     def run(family: str, *, dtypes: Dtypes = FLOAT32, **options: Any) -> Run:
+        from simpletuner.examples.tiny import model_options
+
         family_class = find()[family]
-        values = {"model_family": family, "pretrained_model_name_or_path": str(tiny_repo(family)), "mixed_precision": "no"}
+        values = {"model_family": family, "mixed_precision": "no", **model_options(family, tiny_repo(family))}
         values |= {"lora_alpha": options.get("lora_rank", 16), **family_class.defaults, **options}
+        for key in ImageDataset.model_fields:
+            values.pop(key, None)
         sections = {}
         for name, section in {**SECTIONS, "family": family_class.Options}.items():
             sections[name] = section(**{key: values.pop(key) for key in list(values) if key in section.model_fields})

@@ -34,6 +34,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_an_export_says_how_it_is_asked_and_where_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    asked: list[Any] = []
+
+    def export_comfyui(source: Path, target: Path) -> Path:
+        asked.append((source, target))
+        return target
+
+    replace_module(monkeypatch, "simpletuner.families.cascade_lora", export_comfyui=export_comfyui)
+    for words in (["--format", "comfyui", "in", "out.safetensors"], ["--format=comfyui", "in", "out.safetensors"]):
+        assert main(["export", *words]) == 0
+        assert capsys.readouterr().out == "out.safetensors\n"
+    assert asked == [(Path("in"), Path("out.safetensors"))] * 2
+    assert main(["export", "--format", "onnx", "in", "out"]) == 2
+    assert "is not understood" in capsys.readouterr().err
+    assert main(["export", "--help"]) == 0
+
+
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What reached the application, which only notes it here."""

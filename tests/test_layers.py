@@ -21,6 +21,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"preflight"},
+    {"text_cache"},
     {"app"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

@@ -157,6 +157,18 @@ def test_the_guide_to_sd3_says_what_skip_layer_guidance_takes(tmp_path: Path) ->
     assert given["validation_guidance_skip_layers"].value == (7, 8, 9)
 
 
+def test_the_guide_to_stable_cascade_is_a_configuration_as_it_stands(tmp_path: Path) -> None:
+    datasets, config = json_blocks("families/stable_cascade.md")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "stable_cascade_data.json").write_text(datasets)
+    (tmp_path / "config" / "stable-cascade.json").write_text(config)
+    (tmp_path / "datasets" / "my-pictures").mkdir(parents=True)
+    words = ["--config_file", "config/stable-cascade.json"]
+    parsed = parse(words, families=families.find(), environ={}, cwd=tmp_path)
+    assert parsed.given["model_flavour"].value in families.find()["stable_cascade"].flavours
+    assert len(parsed.entries) == 2
+
+
 def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
     (datasets,) = json_blocks("data.md")
     (tmp_path / "multidatabackend.json").write_text(datasets)
@@ -168,8 +180,8 @@ def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
 def test_every_option_that_a_page_writes_as_code_is_one() -> None:
     """`word_with_underscores` in a guide is an option, or a name that is listed here."""
     reference = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    names = {"from_pretrained", "max_sequence_length"}
-    for page in ("families/sana.md", "families/sd3.md", "data.md"):
+    names = {"from_pretrained", "max_sequence_length", "decoder_lite", "prior_lite"}
+    for page in ("families/sana.md", "families/sd3.md", "families/stable_cascade.md", "data.md"):
         for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", (ROOT / "docs" / page).read_text(encoding="utf-8")):
             assert f"`{word}`" in reference or word in names, f"{page} names {word}"
 

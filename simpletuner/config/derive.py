@@ -86,12 +86,15 @@ def _notices(known: Known, values: Mapping[str, Any], hardware: Hardware) -> Ite
         yield f"mixed_precision is no: this machine ({machine}) has no fast bf16.{other}"
     if values["mixed_precision"] == "bf16" and not hardware.has_bf16:
         yield f"mixed_precision is bf16, as asked; this machine ({machine}) has no fast bf16, so steps will be slow."
-    if values["mixed_precision"] != "bf16" and values["optimizer"] == "adamw_bf16":
-        yield f"adamw_bf16 keeps float32 weights here, since mixed_precision is {values['mixed_precision']}."
+    if values["optimizer"] == "adamw_bf16" and (values["mixed_precision"] != "bf16" or known.family.keeps_float32):
+        is_bf16 = values["mixed_precision"] == "bf16"
+        why = f"{known.family.title} trains well in no other" if is_bf16 else f"mixed_precision is {values['mixed_precision']}"
+        yield f"adamw_bf16 keeps float32 weights here, since {why}."
     yield from _optimizer_notices(values, hardware)
     if "model_flavour" not in written and values["model_flavour"] is not None:
         yield f"model_flavour is {values['model_flavour']}: no model was named."
-    if {"model_flavour", "pretrained_model_name_or_path"} <= written:
+    repositories = {flavour.repository for flavour in known.family.flavours.values()}
+    if {"model_flavour", "pretrained_model_name_or_path"} <= written and len(repositories) > 1:
         yield f"pretrained_model_name_or_path wins over the flavour {values['model_flavour']}."
     if values["model_type"] == "lora" and values["lora_type"] == "lycoris" and values["lycoris_config"] is None:
         yield "lycoris_config is not set: LoKr of factor 16 with whole factors, in attention and feed-forward layers."
@@ -138,15 +141,19 @@ def _folder_name(name: str) -> str:
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip(". ") or "_"
 
 
-def dtypes(values: Mapping[str, Any]) -> Dtypes:
-    """Number formats of a run, whose options are derived already."""
+def dtypes(values: Mapping[str, Any], *, keeps_float32: bool = False) -> Dtypes:
+    """Number formats of a run, whose options are derived already. `keeps_float32` is the family's."""
     mixed = values["mixed_precision"]
     row = OPTIMIZERS.get(values["optimizer"])
     trained = row.trained_dtype if row and mixed == "bf16" else "float32"
     latents = "float32" if mixed == "no" else "float16"
     text = "bfloat16" if mixed == "bf16" else "float32"  # in float16 T5 and Gemma overflow
+    is_quantised = values["base_model_precision"] != "no_change"
+    if keeps_float32:
+        base = DTYPES[values["base_model_default_dtype"]] if is_quantised else "float32"
+        autocast = DTYPES[mixed] if mixed != "no" and base == "float32" else None
+        return Dtypes(base=base, trained="float32", autocast=autocast, text=text, latents=latents)
     if values["model_type"] == "lora":  # PEFT casts between float32 adapters and a half-precision base
-        is_quantised = values["base_model_precision"] != "no_change"
         base = DTYPES[values["base_model_default_dtype"] if is_quantised else mixed]
         return Dtypes(base=base, trained=trained, autocast=None, text=text, latents=latents)
     autocast = DTYPES[mixed] if mixed != "no" and trained == "float32" else None

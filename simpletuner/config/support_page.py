@@ -66,8 +66,8 @@ def _family(name: str, family: FamilyFacts) -> Iterator[str]:
 
 
 def _reason(problem: Problem) -> str:
-    words = f"{problem.why[:1].upper()}{problem.why[1:]}" if problem.why else problem.what
-    return f"{words} {problem.mend}" + (" (`i_know_what_i_am_doing` lets it pass.)" if problem.overridable else "")
+    why, mend = (f"{words[:1].upper()}{words[1:]}" for words in (problem.why or problem.what, problem.mend))
+    return f"{why} {mend}" + (" (`i_know_what_i_am_doing` lets it pass.)" if problem.overridable else "")
 
 
 def _optimisers(families: Mapping[str, FamilyFacts]) -> Iterator[str]:

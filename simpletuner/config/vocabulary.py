@@ -23,6 +23,7 @@ class FamilyFacts(Protocol):
     flavours: Mapping[str, Any]
     default_flavour: str
     defaults: Mapping[str, Any]
+    keeps_float32: bool
     adapter_presets: Mapping[str, tuple[str, ...]]
     lycoris_presets: Mapping[str, tuple[str, ...]]
     keeps_attention: str

@@ -50,6 +50,8 @@ class LatentSpec:
     """Bucket edges are multiples of this."""
     native_edge_px: int
     """The edge of the square the model was trained on."""
+    longest_aspect: float | None = None
+    """Beyond this the model falls apart: buckets longer or taller than it are warned of. None: it is not known to."""
 
     def grid(self, width_px: int, height_px: int) -> tuple[int, int]:
         """(rows, columns) of the latents of a picture of this size."""
@@ -96,6 +98,10 @@ class TextEncoder(Protocol):
     @property
     def recipe(self) -> Recipe:
         """What alters all embeds."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one prompt's embeds, at most: from small files, no weights."""
 
     def lent(self, device: str) -> AbstractContextManager[Callable[[list[Prompt]], list[Embeds]]]:
         """Yields `encode`: prompts -> embeds on the CPU, one for each. The weights are gone after the block."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from simpletuner.config.sections import Flow
 from simpletuner.diffusion.beta import beta_quantile
 
-__all__ = ["Density", "auto_shift", "beta", "flow_density", "logit_normal", "shifted", "stratified", "uniform"]
+__all__ = ["Density", "auto_shift", "beta", "floored", "flow_density", "logit_normal", "shifted", "stratified", "uniform"]
 
 Density = Callable[[Tensor], Tensor]
 """Inverse CDF: u_B -> t_B."""
@@ -24,6 +24,11 @@ Density = Callable[[Tensor], Tensor]
 def uniform(u_B: Tensor) -> Tensor:
     """All times alike."""
     return u_B
+
+
+def floored(least: float) -> Density:
+    """All times alike above `least`: u + least, at most 1. A share of `least` falls on pure noise itself."""
+    return lambda u_B: (u_B + least).clamp(least, 1.0)
 
 
 def logit_normal(scale: float = 1.0) -> Density:

@@ -116,7 +116,7 @@ class Gallery:
                     latents.append(sample(shot, cond, uncond, None).cpu())
             with trainer.family.image_decoder(device) as decode:
                 for (path, shot), latents_1CHW in zip(shots.items(), latents, strict=True):
-                    image = decode(latents_1CHW, self._prompts.get(_prompts(shot)[0]))
+                    image = decode(latents_1CHW, *map(self._prompts.get, _prompts(shot)))
                     write_png(image, path, facts(shot, step, weights))
                     trainer.tell(Painted(path, shot.nickname, shot.prompt, step))
         trainer.tell(Progress(task, len(shots), len(shots), "pictures"))

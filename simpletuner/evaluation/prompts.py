@@ -24,11 +24,12 @@ LEFT_OVER = "<token>"
 
 
 def validation_shots(
-    run: Run, *, defaults: tuple[float, int], native_edge_px: int, alignment_px: int, tell: Tell
+    run: Run, *, defaults: tuple[float, int], native_edge_px: int, alignment_px: int, tell: Tell, guidance: float | None = None
 ) -> tuple[Shot, ...]:
     """The pictures of each gallery: every prompt at every size, in the order of main prompt, library, sizes.
 
-    `defaults` are the family's guidance and steps; edges are rounded to `alignment_px`. Raises ConfigError.
+    `defaults` are the family's guidance and steps; `guidance`, if given, wins over `validation_guidance`; edges are rounded
+    to `alignment_px`. Raises ConfigError.
     """
     options = run.validation
     assert options.validation_seed is not None, "config/derive.py fills in validation_seed"
@@ -41,7 +42,9 @@ def validation_shots(
         return ()
     _warn_of_tokens(prompts, tell)
     sizes_WH = _sizes(options.validation_resolution, native_edge_px, alignment_px, tell)
-    guidance, steps = defaults
+    default_guidance, steps = defaults
+    if guidance is None:
+        guidance = default_guidance if options.validation_guidance is None else options.validation_guidance
     shots = tuple(
         Shot(
             nickname=nickname,
@@ -51,7 +54,7 @@ def validation_shots(
             width_px=width_px,
             height_px=height_px,
             seed=options.validation_seed,
-            guidance=guidance if options.validation_guidance is None else options.validation_guidance,
+            guidance=guidance,
             steps=steps if options.validation_num_inference_steps is None else options.validation_num_inference_steps,
         )
         for (index, nickname), text in prompts.items()

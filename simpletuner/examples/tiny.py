@@ -20,7 +20,7 @@ from simpletuner.examples.tiny_tokenizers import gemma_tokenizer
 from simpletuner.families.common import quiet
 from simpletuner.families.instruction import stock_instruction
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "model_options"]
 
 CAPTION_WORDS = (
     "a an the of in on with and photo picture painting drawing portrait red green blue yellow cat dog emoji 3d style"
@@ -43,6 +43,16 @@ def build_model(family: str, folder: Path, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         BUILDERS[family](folder)
+
+
+def model_options(family: str, folder: Path) -> dict[str, str]:
+    """The options that name what `build_model` wrote into `folder`."""
+    if family == "stable_cascade":  # two repositories, as it was published
+        return {
+            "pretrained_model_name_or_path": str(folder / "stable-cascade-prior"),
+            "stable_cascade_decoder_model_name_or_path": str(folder / "stable-cascade"),
+        }
+    return {"pretrained_model_name_or_path": str(folder)}
 
 
 def build_sana(folder: Path) -> None:
@@ -106,7 +116,15 @@ def build_sana(folder: Path) -> None:
         pipeline.save_pretrained(folder)
 
 
+def build_cascade(folder: Path) -> None:
+    """Stable Cascade: two repositories in one folder."""
+    from simpletuner.examples.tiny_cascade import build_stable_cascade
+
+    build_stable_cascade(folder, CAPTION_WORDS)
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "sana": build_sana,
     **{variant: partial(build_sd3, variant=variant) for variant in SD3_VARIANTS},
+    "stable_cascade": build_cascade,
 }

@@ -11,7 +11,18 @@ from simpletuner.families.base import ModelFamily
 
 __all__ = ["find", "load"]
 
-NOT_FAMILIES = ("base", "common", "instruction", "repository", "sana_encoders", "sd3_encoders", "sd3_transformer")
+NOT_FAMILIES = (
+    "base",
+    "cascade_lora",
+    "cascade_parts",
+    "cascade_pictures",
+    "common",
+    "instruction",
+    "repository",
+    "sana_encoders",
+    "sd3_encoders",
+    "sd3_transformer",
+)
 
 
 def find() -> dict[str, type[ModelFamily]]:

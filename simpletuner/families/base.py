@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from simpletuner.diffusion.density import Density
     from simpletuner.diffusion.process import Process
+    from simpletuner.diffusion.weighting import AdaptiveWeights
 
 __all__ = ["Flavour", "ModelFamily", "OnStep", "Shot", "StateDict"]
 
@@ -75,6 +76,8 @@ class ModelFamily(ABC):
     """Layers of the denoiser that a quantised base keeps in `base_model_default_dtype`: patterns (fnmatch) of their names."""
     keeps_attention: ClassVar[str] = "its attention calls PyTorch's kernels and no others."
     """Why its gallery cannot be painted by other packages' attention kernels (`config/catalogue.py`); "" if `sampler` can."""
+    keeps_float32: ClassVar[bool] = False
+    """Whether the denoiser stays in float32, with autocast, where `mixed_precision` asks for less."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option defaults that differ for this family."""
     Options: ClassVar[type[Section]] = Section
@@ -120,6 +123,14 @@ class ModelFamily(ABC):
     def density(self, latent_HW: tuple[int, int]) -> Density:
         """Which times are trained, as an inverse CDF, for latents of this size."""
 
+    def weight(self, t_B: Tensor) -> Tensor:
+        """How much the loss at these times counts, (B,) float32: all alike, unless the family says otherwise."""
+        return t_B.new_ones(t_B.shape)
+
+    def adaptive_weights(self, device: str) -> AdaptiveWeights | None:
+        """Weights that are learned while training, in place of `weight`, if the run asks for them."""
+        return None
+
     @abstractmethod
     def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
         """A batch of conditions."""
@@ -136,8 +147,8 @@ class ModelFamily(ABC):
         """The stock pipeline round the live denoiser: (shot, cond, uncond, on_step) -> latents (1, C, H, W)."""
 
     @abstractmethod
-    def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds], Image]]:
-        """Latents (1, C, H, W), as trained on, and the prompt's embeds -> a picture."""
+    def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds, Embeds], Image]]:
+        """Latents (1, C, H, W), as trained on, the prompt's embeds and the negative prompt's -> a picture."""
 
     @abstractmethod
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
@@ -166,6 +177,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def shot_defaults(self) -> tuple[float, int]:
         """(guidance, steps) of a picture where the user sets none."""
+
+    def shot_guidance(self) -> float | None:
+        """The guidance that an option of the family's own sets; it wins over `validation_guidance`. None: there is none."""
+        return None
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:

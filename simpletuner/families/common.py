@@ -31,6 +31,7 @@ __all__ = [
     "SMALL_TILE_PX",
     "Lending",
     "adapter_alpha",
+    "adapter_config",
     "adapter_file",
     "alignment_px",
     "evaluating",
@@ -38,6 +39,7 @@ __all__ = [
     "load_scheduler",
     "load_whole",
     "lycoris_multiplier",
+    "number_bytes",
     "on_loan",
     "quiet",
     "read_weights",
@@ -64,6 +66,13 @@ def alignment_px(native_edge_px: int, cell_px: int) -> int:
     `cell_px` are the pixels of one cell as the denoiser sees it, patch included.
     """
     return max(cell_px, min(64 // cell_px, math.ceil(native_edge_px / 8 / cell_px)) * cell_px)
+
+
+def number_bytes(dtype: str) -> int:
+    """Bytes of one number of the format that torch calls `dtype`."""
+    import torch
+
+    return getattr(torch, dtype).itemsize
 
 
 def load_whole(model_class: Any, component: Component, dtype: str) -> nn.Module:
@@ -278,13 +287,18 @@ def load_adapter(path: Path, *, prefixes: tuple[str, ...]) -> StateDict:
     return weights
 
 
-def adapter_alpha(path: Path) -> float | None:
-    """The alpha that a LoRA was trained with; None if its file, or folder, does not say. Raises UserError."""
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The LoRA configuration that `save_adapter` put beside the weights, the prefix taken off; {} if there is none."""
     from safetensors import safe_open
 
     with safe_open(adapter_file(path), "pt") as file:
         config = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return next((value for key, value in config.items() if key.rpartition(".")[2] == "lora_alpha"), None)
+    return {key.rpartition(".")[2]: value for key, value in config.items()}
+
+
+def adapter_alpha(path: Path) -> float | None:
+    """The alpha that a LoRA was trained with; None if its file, or folder, does not say. Raises UserError."""
+    return adapter_config(path).get("lora_alpha")
 
 
 def adapter_file(path: Path) -> Path:

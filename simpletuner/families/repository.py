@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from simpletuner.errors import UserError
 
-__all__ = ["Component", "Repository", "verify_file"]
+__all__ = ["Component", "Repository", "fingerprint_file", "verify_file"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 INDEX = "model_index.json"
@@ -40,12 +40,22 @@ class Component:
         """The safetensors files of this variant, sorted."""
         return sorted(path for path in self.folder.glob("*.safetensors") if variant_of(path.name) == self.variant)
 
+    def verify(self) -> None:
+        """Raises UserError unless the weights are whole by their headers."""
+        for path in self.weights:
+            verify_file(path)
+
 
 class Repository:
-    """The folder or hub repository `name`. `beside` is a second folder from which a relative path may start."""
+    """The folder or hub repository `name`, named by `option`."""
 
     def __init__(
-        self, name: str, *, revision: str | None = None, variant: str | None = None, beside: Path | None = None
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        option: str = "pretrained_model_name_or_path",
     ) -> None:
         self.name = name
         self.revision = revision
@@ -56,7 +66,7 @@ class Repository:
             raise UserError(
                 f"The model folder `{name}` is missing.",
                 why=f"looked for `{folder}`, and it has not the form `owner/name` of a hub repository.",
-                mend='set "pretrained_model_name_or_path" to a folder in the diffusers layout or a hub repository.',
+                mend=f'set "{option}" to a folder in the diffusers layout or a hub repository.',
             )
 
     @property
@@ -81,6 +91,24 @@ class Repository:
         if not isinstance(content, dict):
             raise UserError(f"`{path}` of `{self.name}` is not a JSON object.", why=f"it lies at `{file}`.")
         return content
+
+    def find(self, path: str) -> Path | None:
+        """A single file, fetched if need be; None if the repository has none of this name. Raises UserError."""
+        if self._root is not None:
+            file = self._root / path
+            return file if file.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        def fetch() -> Path | None:
+            try:
+                return Path(hf_hub_download(self.name, path, revision=self.revision))
+            except LocalEntryNotFoundError:  # offline and not here: that says nothing of what the repository has
+                raise
+            except EntryNotFoundError:
+                return None
+
+        return self._asked_of_hub(fetch)
 
     def expect(self, *pipelines: str, family: str) -> None:
         """Raises UserError unless the repository holds one of these diffusers pipelines."""
@@ -123,8 +151,7 @@ class Repository:
     def verify(self, *subfolders: str) -> None:
         """Raises UserError unless the weights of all these components are here, and whole by their headers."""
         for subfolder in subfolders:
-            for path in self.weights(subfolder).weights:
-                verify_file(path)
+            self.weights(subfolder).verify()
 
     def fingerprint(self, subfolder: str) -> str:
         """Sixteen hex digits of a component: its small files whole, and samples of every tensor of its weights.
@@ -265,6 +292,14 @@ def copy_plain(source: Path, target: Path, variant: str | None) -> None:
 def verify_file(path: Path) -> None:
     """Raises UserError unless a safetensors file is whole by its header."""
     next(sampled(path))  # what is first yielded is the header, judged
+
+
+def fingerprint_file(path: Path) -> str:
+    """Sixteen hex digits of a lone safetensors file, whatever its name, by samples of its tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for chunk in sampled(path):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sampled(path: Path) -> Iterator[bytes]:

@@ -45,6 +45,11 @@ class GemmaEncoder:
         }
         return Recipe("gemma", facts)
 
+    @property
+    def item_bytes(self) -> int:
+        config = self.repository.json("text_encoder/config.json")
+        return PROMPT_TOKENS * config["hidden_size"] * common.number_bytes(self.lending.dtype)
+
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer

@@ -315,10 +315,10 @@ class StableDiffusion3(ModelFamily):
         }
 
     @contextmanager
-    def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds], Image]]:
+    def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
         autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
-            yield lambda latents_1CHW, _embeds: autoencoder.decode(vae(), latents_1CHW)
+            yield lambda latents_1CHW, _cond, _uncond: autoencoder.decode(vae(), latents_1CHW)
 
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
         return common.save_adapter(weights, lora_config, folder, prefix=DENOISER)

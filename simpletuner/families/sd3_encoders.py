@@ -53,6 +53,11 @@ class ClipEncoder:
         }
         return Recipe("clip-l" if self.number == 1 else "clip-g", facts)
 
+    @property
+    def item_bytes(self) -> int:
+        config = self.repository.json(f"text_encoder{self.suffix}/config.json")
+        return (CLIP_TOKENS * config["hidden_size"] + config["projection_dim"]) * common.number_bytes(self.lending.dtype)
+
     def load(self, device: str) -> nn.Module:
         from transformers import CLIPTextModelWithProjection
 
@@ -101,6 +106,11 @@ class T5Encoder:
             "uncond": self.uncond,
         }
         return Recipe("t5", facts)
+
+    @property
+    def item_bytes(self) -> int:
+        config = self.repository.json("text_encoder_3/config.json")
+        return self.tokens * config["d_model"] * common.number_bytes(self.lending.dtype)
 
     def load(self, device: str) -> nn.Module:
         from transformers import T5EncoderModel

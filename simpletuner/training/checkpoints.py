@@ -103,6 +103,8 @@ def write_checkpoint(folder: Path, trainer: Trainer, config: Mapping[str, Any]) 
     _write_json(folder / "optimizer.json", scalars)
     _write_json(folder / "config.json", config)
     facts = {"version": 1, **trainer.state.as_json(), "seed": trainer.run.training.seed}
+    if trainer.adaptive is not None:
+        facts["adaptive_weights"] = trainer.adaptive.as_json()
     figures = {"window": trainer.meter.as_json(), "scaler": trainer.engine.scaler_state()}
     _write_json(folder / "state.json", {**facts, "fixed": fixed_facts(trainer.run), **figures})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -188,6 +190,8 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
     facts = _read_json(found.path / "state.json")
     trainer.state.restore(facts)
     trainer.meter.restore(facts["window"])
+    if trainer.adaptive is not None and "adaptive_weights" in facts:
+        trainer.adaptive.restore(facts["adaptive_weights"])
     trainer.engine.restore_scaler(facts.get("scaler", {}))  # checkpoints of 0.1 have none, nor had they fp16
     trainer.tell(Notice(f"Going on from {found.path}, step {found.step} of {trainer.steps}."))
     former, now = flat(_read_json(found.path / "config.json")), flat(json.loads(json.dumps(config)))

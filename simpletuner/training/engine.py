@@ -175,6 +175,13 @@ class Engine:
         signal_number, save, validate = flags.tolist()
         return Asked(signal_number, bool(save), bool(validate))
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's tensor, on the device; the host does not wait for it."""
+        if self.ranks > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
     # gradients
 
     def prepare(self, family: ModelFamily, denoiser: nn.Module) -> nn.Module:

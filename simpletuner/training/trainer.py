@@ -84,6 +84,7 @@ class Trainer:
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
+        self.adaptive = family.adaptive_weights(engine.device)
 
     @property
     def is_done(self) -> bool:
@@ -115,7 +116,12 @@ class Trainer:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
         answer_BCHW = self.predict(x_BCHW, t_B, cond)
         flow_time_B = self.family.process.flow_time(t_B)
-        return sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        if self.adaptive is None:
+            return self.family.weight(t_B) * loss_B
+        if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
+            self.adaptive.note(t_B, loss_B)
+        return self.adaptive.weight(t_B) * loss_B
 
     def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
         """The noise that the input is made with. Without perturbation nothing is drawn: all other draws stay what they were."""
@@ -161,6 +167,8 @@ class Trainer:
         self.state.advance(group.after, samples=group.batches[0].slots)
         if self.ema is not None:
             self.ema.update(self.state.step)
+        if self.adaptive is not None:
+            self.adaptive.update(self.engine.total)
         self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
 
     def _report(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from simpletuner.config.run import Hardware
 from simpletuner.config.sources import read_json
 from simpletuner.errors import ConfigError
 from simpletuner.families import find
+from tests.quickstarts import CASCADE_CONFIG, CASCADE_DATASETS, CASCADE_LIBRARY
 
 TEMPLATES = Path(__file__).parents[2] / "config"
 FAMILIES: Any = find()
@@ -108,6 +110,51 @@ def test_t5_never_runs_in_float16(copied: Path, mixed_precision: str) -> None:
     (copied / entries[0]["instance_data_dir"]).mkdir(parents=True)
     run = load(copied, "--config_file=config/sd3.json", f"--mixed_precision={mixed_precision}")
     assert run.dtypes.text in ("float32", "bfloat16")
+
+
+def test_the_stable_cascade_templates_load_as_they_are_once_the_pictures_are_there(copied: Path) -> None:
+    (copied / "datasets" / "my-pictures").mkdir(parents=True)
+    run = load(copied, "--config_file=config/stable-cascade.json")
+    assert (run.model.model_family, run.model.model_flavour) == ("stable_cascade", "stage-c")
+    assert run.dtypes.base == run.dtypes.trained == "float32"
+    assert run.optimizer.optimizer == "torch-adamw"
+    assert run.datasets[0].vae_batch_size == 1
+    assert not any("no effect" in notice for notice in run.notices)
+
+
+def test_the_cascade_pages_whole_config_and_library_load(copied: Path) -> None:
+    """All but what later versions bring: uploads, trackers, two keys of datasets."""
+    (copied / "data").mkdir()
+    datasets = json.loads(CASCADE_DATASETS.replace("/data/stable-cascade", "data"))
+    for key in ("bucket_resolutions", "prepend_instance_prompt"):
+        del datasets[0][key]
+    config = {key: value for key, value in json.loads(CASCADE_CONFIG).items() if key not in ("hub_model_id", "report_to")}
+    (copied / "config" / "stable_cascade").mkdir()
+    (copied / config["data_backend_config"]).write_text(json.dumps(datasets))
+    (copied / "config" / "stable_cascade" / "prompt_library.json").write_text(CASCADE_LIBRARY)
+    (copied / "page.json").write_text(json.dumps(config))
+    run = load(copied, "--config_file=page.json", "--validation_prompt_library=config/stable_cascade/prompt_library.json")
+    options: Any = run.family
+    assert options.stable_cascade_decoder_subfolder == "decoder_lite"
+    assert options.stable_cascade_validation_prior_guidance_scale == 3.5
+    assert (run.training.max_train_steps, run.training.num_train_epochs) == (30000, 0)
+    assert run.precision.base_model_default_dtype == "fp32"
+    assert (run.dtypes.base, run.dtypes.trained, run.dtypes.autocast) == ("float32", "float32", None)
+    assert run.datasets[0].resolution == (1024, 1024)
+    assert any("adamw_bf16 keeps float32 weights here" in notice for notice in run.notices)
+
+
+@pytest.mark.parametrize("model_type", ["lora", "full"])
+def test_stable_cascade_keeps_float32_weights_under_autocast_where_the_guard_is_overridden(
+    copied: Path, model_type: str
+) -> None:
+    (copied / "datasets" / "my-pictures").mkdir(parents=True)
+    arguments = ("--config_file=config/stable-cascade.json", "--mixed_precision=bf16", f"--model_type={model_type}")
+    with pytest.raises(ConfigError, match="Stable Cascade Stage C requires --mixed_precision=no"):
+        load(copied, *arguments)
+    run = load(copied, *arguments, "--i_know_what_i_am_doing", "--optimizer=adamw_bf16")
+    assert (run.dtypes.base, run.dtypes.trained, run.dtypes.autocast) == ("float32", "float32", "bfloat16")
+    assert any("Going on" in notice for notice in run.notices)
 
 
 def test_the_prompt_library_has_the_form_of_the_quickstart(copied: Path) -> None:

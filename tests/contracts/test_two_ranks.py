@@ -27,6 +27,7 @@ from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
 from simpletuner.events import Stepped
+from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
@@ -115,7 +116,9 @@ def talk(engine: Engine, results: Path) -> None:
     told = engine.gather({"rank": engine.rank, "text": "ü" * (1000 * engine.rank)})
     agreed = engine.agree(Asked(signal.SIGTERM if engine.rank == 1 else 0, save=engine.rank == 1))
     engine.barrier()
+    total = engine.total(torch.tensor([1.0, engine.rank]))
     answer = {
+        "total": total.tolist(),
         "texts": [[one["rank"], len(one["text"])] for one in told],
         "agreed": [agreed.signal_number, agreed.save, agreed.validate],
     }
@@ -214,7 +217,7 @@ def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str], Path]) -> Path:
     """What one process and what two wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    families = [f"{name}={tiny_repo(name)}" for name in find()]
+    families = [f"{name}={model_options(name, tiny_repo(name))['pretrained_model_name_or_path']}" for name in find()]
     with Engine(make_run(folder)) as engine:
         train_all(engine, folder, families)
     # Without a GPU no flag is needed: two processes must never be two trainings that know nothing of each other.
@@ -290,7 +293,7 @@ def test_the_schedule_counts_optimiser_steps_on_every_rank(results: Path, name: 
 def test_ranks_hear_each_other_in_order_and_agree(results: Path) -> None:
     for rank in range(2):
         told = json.loads((results / f"talk-{rank}.json").read_text())
-        assert told == {"texts": [[0, 0], [1, 1000]], "agreed": [15, True, False]}
+        assert told == {"texts": [[0, 0], [1, 1000]], "agreed": [15, True, False], "total": [2, 1]}
 
 
 def test_what_stops_one_rank_stops_both_and_the_stopped_run_is_saved(results: Path) -> None:

@@ -93,7 +93,7 @@ class FakeFamily:
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[..., Image.Image]]:
         assert not self.is_sampling, "denoiser and decoder are needed at once"
-        yield lambda latents, embeds: Image.new("RGB", (64, 32), (int(latents.item()), 0, 0))
+        yield lambda latents, cond, uncond: Image.new("RGB", (64, 32), (int(latents.item()), 0, 0))
 
 
 class FakePrompts:

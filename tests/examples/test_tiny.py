@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from simpletuner.errors import UserError
-from simpletuner.examples.tiny import BUILDERS, build_model
+from simpletuner.examples.tiny import BUILDERS, build_model, model_options
 from simpletuner.families import find
 
 
@@ -27,6 +27,39 @@ def test_the_stock_pipeline_paints_with_a_tiny_sana(tiny_repo):
     pipeline.set_progress_bar_config(disable=True)
     [picture] = pipeline("A cat", height=128, width=96, num_inference_steps=2, use_resolution_binning=False).images
     assert picture.size == (96, 128)
+
+
+def test_the_stock_prior_paints_with_a_tiny_stable_cascade(tiny_repo):
+    from diffusers import StableCascadePriorPipeline
+
+    pipeline = StableCascadePriorPipeline.from_pretrained(tiny_repo("stable_cascade") / "stable-cascade-prior")
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline("A cat", height=256, width=384, num_inference_steps=2).image_embeddings
+    assert latents.shape == (1, 16, 6, 9)
+
+
+def test_the_tiny_stable_cascade_is_laid_out_as_its_two_repositories(tiny_repo):
+    """As the hub's `stabilityai/stable-cascade-prior` and `stabilityai/stable-cascade`, as far as they are read."""
+    prior, decoder = (tiny_repo("stable_cascade") / name for name in ("stable-cascade-prior", "stable-cascade"))
+    shared = {"model_index.json", "scheduler", "text_encoder", "tokenizer"}
+    loose = {"effnet_encoder.safetensors", "previewer.safetensors"}
+    assert {path.name for path in prior.iterdir()} == shared | {"prior", "prior_lite"}
+    assert {path.name for path in decoder.iterdir()} == shared | loose | {"decoder", "decoder_lite", "vqgan"}
+    assert model_options("stable_cascade", prior.parent) == {
+        "pretrained_model_name_or_path": str(prior),
+        "stable_cascade_decoder_model_name_or_path": str(decoder),
+    }
+
+
+def test_latents_of_the_tiny_encoder_are_about_normal(tiny_repo):
+    from simpletuner.networks.effnet import MINIATURE, EfficientNetEncoder
+
+    encoder = EfficientNetEncoder(MINIATURE).eval()
+    encoder.load_state_dict(load_file(tiny_repo("stable_cascade") / "stable-cascade" / "effnet_encoder.safetensors"))
+    pictures = torch.nn.functional.interpolate(torch.rand(8, 3, 6, 6) * 2 - 1, size=(192, 192), mode="bilinear")
+    with torch.no_grad():
+        std = encoder(pictures).std((0, 2, 3))
+    assert 0.5 < std.median() < 2
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_repo, tmp_path):

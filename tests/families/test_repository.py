@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import UserError
-from simpletuner.families.repository import Repository, variant_of, without_variant
+from simpletuner.families.repository import Repository, fingerprint_file, variant_of, without_variant
 
 NAME = "some-studio/tiny-sana"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -161,6 +161,27 @@ def test_a_copy_of_a_hub_repository_holds_files_not_links(tiny_repo, hub, tmp_pa
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) > 6
     assert not any(path.is_symlink() for path in files)
+
+
+def test_a_single_file_is_found_or_is_none_in_a_folder_and_on_the_hub(tiny_repo, hub, tmp_path):
+    folder = shutil.copytree(tiny_repo("sana"), tmp_path / "with file")
+    (folder / "extra.safetensors").write_bytes(b"content")
+    snapshot = hub(folder)
+    assert Repository(str(folder)).find("extra.safetensors") == folder / "extra.safetensors"
+    assert Repository(NAME).find("extra.safetensors") == snapshot / "extra.safetensors"
+    assert Repository(str(folder)).find("other.safetensors") is None
+    with pytest.raises(UserError, match="the hub cannot be reached"):  # offline, nobody knows whether it is there
+        Repository(NAME).find("other.safetensors")
+
+
+def test_a_files_fingerprint_is_its_contents_not_its_names(tiny_repo, tmp_path):
+    source = tiny_repo("stable_cascade") / "stable-cascade" / "previewer.safetensors"
+    copied = shutil.copyfile(source, tmp_path / "other name.safetensors")
+    assert fingerprint_file(copied) == fingerprint_file(source)
+    raw = bytearray(copied.read_bytes())
+    raw[-1] ^= 1
+    copied.write_bytes(raw)
+    assert fingerprint_file(copied) != fingerprint_file(source)
 
 
 # what may be wrong

@@ -226,7 +226,7 @@ def test_a_picture_is_the_stock_pipelines(sana, stock):
         pixels = stock.vae.decode(latents / stock.vae.config.scaling_factor).sample
     [expected] = stock.image_processor.postprocess(pixels)
     with sana.image_decoder("cpu") as decode:
-        picture = decode(latents, {})
+        picture = decode(latents, {}, {})
     assert picture.size == (128, 96)
     assert picture.tobytes() == expected.tobytes()
 

@@ -171,7 +171,7 @@ def test_a_picture_is_the_stock_pipelines(sd3, stock):
         pixels = stock.vae.decode(latents / stock.vae.config.scaling_factor + stock.vae.config.shift_factor).sample
     [expected] = stock.image_processor.postprocess(pixels)
     with sd3.image_decoder("cpu") as decode:
-        picture = decode(latents, {})
+        picture = decode(latents, {}, {})
     assert picture.size == (128, 96)
     assert picture.tobytes() == expected.tobytes()
 

@@ -20,6 +20,7 @@ from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.support import ADAPTERS, BASES, FORMATS, Cell, cells, cover, refusals, run_of
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
+from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
 from simpletuner.training.checkpoints import Checkpoints, find_checkpoint, restore
 from simpletuner.training.engine import Engine
@@ -87,7 +88,7 @@ def train(run: Run, repository: str) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def test_it_trains_saves_and_goes_on_as_if_unbroken(cell: Cell, tiny_repo: Callable[[str], Path], tmp_path: Path) -> None:
-    name, repository = cell.family, str(tiny_repo(cell.family))
+    name, repository = cell.family, model_options(cell.family, tiny_repo(cell.family))["pretrained_model_name_or_path"]
     options = {"pretrained_model_name_or_path": repository, "output_dir": str(tmp_path / "run"), "checkpoint_step_interval": 2}
     options |= {"lora_rank": 2, "lr_scheduler": "constant", "log_step_interval": 1, "gradient_checkpointing": False}
     options |= cell.options

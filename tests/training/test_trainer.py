@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_fakes import Family, Group, Stream, Told, Trainer, make_batch, make_run, trainer_of
 
 from simpletuner.data.samples import Cursor, draw_seed
+from simpletuner.diffusion.weighting import AdaptiveWeights
 from simpletuner.errors import Interrupted, RunError
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped
 from simpletuner.training.jobs import Due
@@ -51,6 +52,53 @@ def test_the_loss_is_the_mean_squared_velocity_error_at_drawn_times(tmp_path: Pa
     expected_B = ((answer_BCHW - (noise_BCHW - x0_BCHW)) ** 2).mean(dim=(1, 2, 3))
     assert loss_B.dtype == torch.float32
     torch.testing.assert_close(loss_B.double(), expected_B, atol=1e-6, rtol=1e-6)
+
+
+class Weighing(Family):
+    """Late times count twice; or, with `adaptive`, as their bucket has learned."""
+
+    adaptive = False
+
+    def weight(self, t_B: Tensor) -> Tensor:
+        return 1 + (t_B > 0.5).float()
+
+    def adaptive_weights(self, device: str) -> Any:
+        return AdaptiveWeights(torch.logit, device) if self.adaptive else None
+
+
+class Adapting(Weighing):
+    adaptive = True
+
+
+def test_a_familys_weight_multiplies_each_samples_loss(tmp_path: Path) -> None:
+    losses = []
+    for family in (Family(), Weighing()):
+        run = make_run(tmp_path / str(len(losses)), model_type="full")
+        with trainer_of(run, steps=1, family=family) as trainer, trainer.tuning.evaluating():
+            losses.append(trainer.loss(make_batch(0, 0, slots=2)))
+    plain_B, weighed_B = losses  # strata of a logit-normal: the second sample's time is the later one
+    torch.testing.assert_close(weighed_B, plain_B * torch.tensor([1.0, 2.0]))
+
+
+def test_adaptive_weights_learn_once_a_step_from_unweighted_losses_that_are_no_regularisation(tmp_path: Path) -> None:
+    run = make_run(tmp_path, gradient_accumulation_steps=2)
+    with trainer_of(run, steps=3, stream=Stream(2, regularisation=(1, 3, 5)), family=Adapting()) as trainer:
+        trainer.fit()
+        assert trainer.adaptive is not None
+        means = torch.tensor(trainer.adaptive.as_json())
+    assert 1 <= (means != 1).sum() <= 6, "one bucket for each of six samples"
+
+
+def test_adaptive_weights_are_saved_and_go_on(tmp_path: Path) -> None:
+    means = {}
+    for name, stops in {"whole": (6,), "broken": (3, 6)}.items():
+        for steps in stops:
+            with trainer_of(make_run(tmp_path / name), steps=steps, family=Adapting()) as trainer:
+                trainer.fit()
+                assert trainer.adaptive is not None
+                means[name] = trainer.adaptive.as_json()
+    assert means["whole"] == means["broken"]
+    assert len(set(means["whole"])) > 3
 
 
 def test_the_draws_of_a_micro_batch_do_not_depend_on_what_was_drawn_before(tmp_path: Path) -> None:

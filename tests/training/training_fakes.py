@@ -59,6 +59,12 @@ class Family:
     def density(self, latent_HW: tuple[int, int]) -> Any:
         return logit_normal()
 
+    def weight(self, t_B: Tensor) -> Tensor:
+        return torch.ones_like(t_B)
+
+    def adaptive_weights(self, device: str) -> Any:
+        return None
+
     def predict(self, denoiser: nn.Module, x_BCHW: Tensor, t_B: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return denoiser(x_BCHW, t_B, cond["text_BD"])
 

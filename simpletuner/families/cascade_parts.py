@@ -1,0 +1,174 @@
+"""What Stable Cascade reads and writes besides its denoiser: prompts, latents, and the two networks that come as bare files.
+
+Shape letters:  B batch,  C latent channels,  H W rows and columns,  L tokens,  D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simpletuner.data.samples import Embeds, Prompt, Recipe
+from simpletuner.errors import UserError
+from simpletuner.families import common
+from simpletuner.families.repository import Repository, fingerprint_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["ENCODER_FILE", "PREVIEWER_FILE", "ClipEncoder", "SemanticCompressor", "load_previewer", "loose_file"]
+
+ENCODER_FILE = "effnet_encoder.safetensors"
+PREVIEWER_FILE = "previewer.safetensors"
+PROMPT_TOKENS = 77
+SCALE = 0.75
+"""A picture is reduced to this before it is encoded: one latent cell, 32 px of what the encoder sees, is 128/3 px of it."""
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """CLIP-G's last layer before its final norm, padding included (the prior reads it), and the pooled projection."""
+
+    repository: Repository
+    lending: common.Lending
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        facts = {
+            "weights": self.repository.fingerprint("text_encoder"),
+            "tokenizer": self.repository.fingerprint("tokenizer"),
+            **self.lending.facts,
+            "tokens": PROMPT_TOKENS,
+        }
+        return Recipe("clip-g", facts)
+
+    @property
+    def item_bytes(self) -> int:
+        config = self.repository.json("text_encoder/config.json")
+        numbers = PROMPT_TOKENS * config["hidden_size"] + config["projection_dim"]
+        return numbers * common.number_bytes(self.lending.dtype)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.repository.component("tokenizer").folder, local_files_only=True)
+
+    def load(self, device: str) -> nn.Module:
+        from transformers import CLIPTextModelWithProjection
+
+        return self.lending.load(CLIPTextModelWithProjection, self.repository.weights("text_encoder"), device)
+
+    @contextmanager
+    def lent(self, device: str) -> Iterator[Callable[[list[Prompt]], list[Embeds]]]:
+        with common.on_loan(lambda: self.load(device), device, is_offloaded=self.lending.is_offloaded) as model:
+            yield lambda prompts: self.encode(model(), prompts, device)
+
+    def encode(self, model: Any, prompts: list[Prompt], device: str) -> list[Embeds]:
+        """Each prompt's embeds. Negative prompts and dropped captions are encoded as any other."""
+        import torch
+
+        texts = [prompt.text for prompt in prompts]
+        tokens = self.tokenizer(texts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            answer = model(
+                tokens.input_ids.to(device),
+                attention_mask=tokens.attention_mask.to(device),
+                output_hidden_states=True,
+            )
+        text_BLD, pooled_BD = answer.hidden_states[-1].cpu(), answer.text_embeds.cpu()
+        return [{"text_LD": text.clone(), "pooled_D": pooled.clone()} for text, pooled in zip(text_BLD, pooled_BD, strict=True)]
+
+
+@dataclass(frozen=True)
+class SemanticCompressor:
+    """EfficientNetV2-S in float32: 42.67-fold smaller, 16 channels. Its running statistics are the only normalisation."""
+
+    file: Path
+    is_sliced: bool = False
+    """One picture at a time, as with `vae_batch_size` 1: no part of the recipe, which keeps cached latents."""
+    is_offloaded: bool = False
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return Recipe("effnet", {"weights": fingerprint_file(self.file), "dtype": "float32", "scale": SCALE})
+
+    def load(self) -> nn.Module:
+        from safetensors.torch import load_file
+
+        from simpletuner.networks.effnet import EfficientNetEncoder, layout_of
+
+        weights = load_file(self.file)
+        layout = layout_of(weights)
+        if layout is None:
+            raise UserError(
+                f"`{self.file}` is not Stable Cascade's image encoder: no EfficientNetV2-S of a known width.",
+                mend=f"use the `{ENCODER_FILE}` of the hub repository `stabilityai/stable-cascade`.",
+            )
+        return load_strictly(EfficientNetEncoder(layout), weights, self.file)
+
+    @contextmanager
+    def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
+        with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as encoder:
+            yield lambda pixels_B3HW, _keys: self.encode(encoder(), pixels_B3HW, device)
+
+    def encode(self, encoder: nn.Module, pixels_B3HW: Tensor, device: str) -> Tensor:
+        import torch
+
+        size_HW = [round(edge * SCALE) for edge in pixels_B3HW.shape[-2:]]
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            pixels_B3HW = pixels_B3HW.to(device, torch.float32)
+            reduced_B3HW = torch.nn.functional.interpolate(pixels_B3HW, size=size_HW, mode="bilinear", antialias=True)
+            slices = reduced_B3HW.split(1) if self.is_sliced else (reduced_B3HW,)
+            return torch.cat([encoder(part_B3HW).cpu() for part_B3HW in slices])
+
+
+def load_previewer(file: Path) -> nn.Module:
+    """The network that shows latents without Stage B and A, in float32. Raises UserError."""
+    from safetensors.torch import load_file
+
+    from simpletuner.networks.previewer import Previewer
+
+    weights = load_file(file)
+    width = len(weights.get("blocks.0.weight", ())) or 512
+    return load_strictly(Previewer(width), weights, file)
+
+
+def loose_file(name: str, repositories: list[Repository]) -> Path:
+    """A file at the root of the first repository that has it. Raises UserError where none has."""
+    unreachable: UserError | None = None
+    for repository in repositories:
+        try:
+            if (file := repository.find(name)) is not None:
+                return file
+        except UserError as error:
+            unreachable = error
+    if unreachable is not None:
+        raise unreachable
+    places = " and of ".join(f"`{repository.name}`" for repository in repositories)
+    raise UserError(
+        f"Stable Cascade's `{name}` is missing.",
+        why=f"looked for it at the root of {places}; nothing else can stand in for these weights.",
+        mend=f"fetch it with `hf download stabilityai/stable-cascade {name} --local-dir FOLDER`, and put it there"
+        + (', or name it with "stable_cascade_effnet_encoder".' if name == ENCODER_FILE else "."),
+    )
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
+    """`module` with exactly these weights, in eval mode. Raises UserError if one is missing, unknown or of another shape."""
+    own = module.state_dict()
+    misfits = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    wrong = {"missing": own.keys() - weights.keys(), "of another shape": misfits, "unknown": weights.keys() - own.keys()}
+    told = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in wrong.items() if names]
+    if told:
+        raise UserError(
+            f"`{file}` is not whole: of its weights are {'; '.join(told)}.",
+            why="the network would go on with random numbers, and train on latents that mean nothing.",
+            mend=f"fetch it again: `hf download stabilityai/stable-cascade {file.name}`.",
+        )
+    module.load_state_dict(dict(weights), strict=True)
+    return module.eval()

@@ -1,0 +1,395 @@
+"""Stable Cascade's Stage C: a prior over the 42-fold compressed latents of an EfficientNet, told its prompt by CLIP-G.
+
+Stage C is what is trained; Stages B and A only turn its latents into the gallery's pictures.
+Shape letters:  B batch,  C latent channels,  H W latent rows and columns,  L tokens,  D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from simpletuner.config.options import Section, option
+from simpletuner.config.run import Run
+from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
+from simpletuner.errors import Problem, UserError
+from simpletuner.families import cascade_parts as parts
+from simpletuner.families import cascade_pictures as pictures
+from simpletuner.families import common
+from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
+from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
+from simpletuner.families.cascade_pictures import load_decoder_pipeline
+from simpletuner.families.repository import Component, Repository, verify_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from simpletuner.diffusion.density import Density
+    from simpletuner.diffusion.process import CosineEpsilon
+    from simpletuner.diffusion.weighting import AdaptiveWeights
+
+__all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "load_stage_c_lora"]
+
+REPOSITORY = "stabilityai/stable-cascade-prior"
+CELL_PX = 128 / 3
+ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
+SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+BLOCKS = ("channelwise.0", "channelwise.4")
+MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
+FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class StableCascadeOptions(Section):
+    """Stable Cascade's own options."""
+
+    stable_cascade_loss_weighting: Literal["p2", "adaptive", "none"] = option("p2")
+    """How noise levels are weighed: `p2` by 1 / (1 + SNR), as the authors' adapters; `adaptive` so that all levels come to
+    count alike, learned while training, as the authors' full fine-tunes; `none`."""
+
+    stable_cascade_schedule_shift: float = option(1.0, gt=0)
+    """Shift of the training noise schedule: above 1 noisier, for pictures larger than 1024 px; below 1 more detail."""
+
+    stable_cascade_effnet_encoder: str | None = option(None, path="input")
+    """The image encoder's weights, `effnet_encoder.safetensors`. Unset: looked for at the root of the decoder's repository,
+    then of the prior's."""
+
+    stable_cascade_use_decoder_for_validation: bool = option(True)
+    """Make the gallery's pictures with Stages B and A, in full size. false: small pictures by the Previewer network."""
+
+    stable_cascade_decoder_model_name_or_path: str = option("stabilityai/stable-cascade", path="repository")
+    """Hub repository or local folder of Stages B and A, of the image encoder and of the Previewer."""
+
+    stable_cascade_decoder_subfolder: str = option("decoder", when="stable_cascade_use_decoder_for_validation=true")
+    """Where Stage B lies in it: `decoder`, `decoder_lite`; or the path of a folder of your own that holds one."""
+
+    stable_cascade_decoder_variant: str | None = option(None, when="stable_cascade_use_decoder_for_validation=true")
+    """Weight-file variant of Stages B and A, e.g. `bf16` for `*.bf16.safetensors`."""
+
+    stable_cascade_decoder_dtype: Literal["bf16", "fp16", "fp32"] | None = option(
+        None, when="stable_cascade_use_decoder_for_validation=true"
+    )
+    """Format of Stage B's weights. Unset: bf16 where the hardware has it, else fp32."""
+
+    stable_cascade_validation_prior_num_inference_steps: int = option(20, ge=1)
+    """Denoising steps of Stage C. `validation_num_inference_steps` are Stage B's."""
+
+    stable_cascade_validation_prior_guidance_scale: float | None = option(None, ge=0)
+    """Guidance of Stage C; none at 1 and below. Unset: `validation_guidance`, else 4.0."""
+
+    stable_cascade_validation_decoder_guidance_scale: float = option(
+        0.0, ge=0, when="stable_cascade_use_decoder_for_validation=true"
+    )
+    """Guidance of Stage B. Up to 1 there is none: 0.0, 0.5 and 1.0 make the same picture."""
+
+
+class StableCascade(ModelFamily):
+    """Stage C of Stable Cascade, 3.6 B parameters, and its lite kin of 1.0 B."""
+
+    title: ClassVar[str] = "Stable Cascade"
+    default_flavour: ClassVar[str] = "stage-c"
+    flavours: ClassVar[Mapping[str, Flavour]] = {name: Flavour(REPOSITORY, 1024) for name in SUBFOLDERS}
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "blocks": BLOCKS,
+        "mapper": MAPPERS,
+        "full": (*ATTENTION, *BLOCKS, *MAPPERS, "clip_txt_mapper", "clip_txt_pooled_mapper", "embedding.1", "clf.1"),
+    }
+    lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn-only": ("Attention",),
+        "attn-mlp": ("Attention", "Sequential"),
+        "full": ("Attention", "Sequential", "SDCascadeTimestepBlock"),
+    }
+    kept_whole: ClassVar[tuple[str, ...]] = ("embedding*", "clip_*", "*.mapper*", "clf*")
+    keeps_float32: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "mixed_precision": "no",
+        "base_model_default_dtype": "fp32",
+        "optimizer": "torch-adamw",
+        "max_grad_norm": 1.0,
+        "vae_batch_size": 1,
+    }
+    Options: ClassVar[type[Section]] = StableCascadeOptions
+
+    @property
+    def options(self) -> StableCascadeOptions:
+        assert isinstance(self.run.family, StableCascadeOptions)
+        return self.run.family
+
+    @cached_property
+    def repository(self) -> Repository:
+        """Where Stage C lies, found to be one."""
+        model = self.run.model
+        repository = Repository(
+            model.pretrained_model_name_or_path or REPOSITORY, revision=model.revision, variant=model.variant
+        )
+        repository.expect("StableCascadePriorPipeline", family=model.model_family)
+        return repository
+
+    @cached_property
+    def decoder_repository(self) -> Repository:
+        """Where Stages B and A and the loose files lie."""
+        options = self.options
+        return Repository(
+            options.stable_cascade_decoder_model_name_or_path,
+            variant=options.stable_cascade_decoder_variant,
+            option="stable_cascade_decoder_model_name_or_path",
+        )
+
+    @property
+    def subfolder(self) -> str:
+        """Of the prior, in its repository: one repository holds both flavours."""
+        return SUBFOLDERS[self.run.model.model_flavour or self.default_flavour]
+
+    @cached_property
+    def denoiser_config(self) -> dict[str, Any]:
+        return self.repository.json(f"{self.subfolder}/config.json")
+
+    @cached_property
+    def latent(self) -> LatentSpec:  # type: ignore[override]
+        return LatentSpec(self.denoiser_config["in_channels"], CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
+
+    @cached_property
+    def process(self) -> CosineEpsilon:  # type: ignore[override]
+        from simpletuner.diffusion.process import CosineEpsilon
+
+        return CosineEpsilon(shift=self.options.stable_cascade_schedule_shift)
+
+    def verify(self) -> None:
+        self.repository.verify("text_encoder", self.subfolder)
+        verify_file(self.image_encoder().file)
+        validation = self.run.validation
+        if validation.validation_prompt is None and validation.validation_prompt_library is None:
+            return
+        if not self.options.stable_cascade_use_decoder_for_validation:
+            verify_file(self.loose_file(parts.PREVIEWER_FILE))
+            return
+        try:
+            for component in (self.decoder, self.vqgan):
+                component.verify()
+        except UserError as error:
+            raise UserError(
+                f"The gallery's decoder is not here: {error.problem.what}",
+                why=f"Stage C alone makes no pictures; Stages B and A do. {error.problem.why}".rstrip(),
+                mend="fetch it, name another with `stable_cascade_decoder_model_name_or_path` and `_subfolder`, or set "
+                '"stable_cascade_use_decoder_for_validation" to false for small pictures by the Previewer network.',
+            ) from error
+
+    def text_encoders(self) -> tuple[parts.ClipEncoder]:
+        lending = common.Lending.of_text(self.run, self.run.precision.text_encoder_1_precision)
+        return (parts.ClipEncoder(self.repository, lending),)
+
+    def image_encoder(self) -> parts.SemanticCompressor:
+        own = self.options.stable_cascade_effnet_encoder
+        file = Path(own) if own else self.loose_file(parts.ENCODER_FILE)
+        memory = self.run.memory
+        return parts.SemanticCompressor(file, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup)
+
+    def loose_file(self, name: str) -> Path:
+        """A network of the release that comes as one file."""
+        return parts.loose_file(name, [self.decoder_repository, self.repository])
+
+    @cached_property
+    def decoder(self) -> Component:
+        """Stage B. Raises UserError."""
+        written = self.options.stable_cascade_decoder_subfolder
+        own = Path(written).expanduser().absolute()
+        if (own / "config.json").is_file():
+            variant = self.options.stable_cascade_decoder_variant
+            return Repository(str(own.parent), variant=variant).weights(own.name)
+        return self.decoder_repository.weights(written)
+
+    @cached_property
+    def vqgan(self) -> Component:
+        """Stage A; few repositories have it in another variant than the plain one. Raises UserError."""
+        component = self.decoder_repository.component("vqgan")
+        return component if component.weights else self.decoder_repository.weights("vqgan")
+
+    def load_denoiser(self) -> nn.Module:
+        from diffusers.models import StableCascadeUNet
+
+        from simpletuner.networks.checkpointing import checkpoint_blocks
+
+        denoiser = common.load_whole(StableCascadeUNet, self.repository.weights(self.subfolder), self.run.dtypes.base)
+        pictures.exact_time(denoiser)
+        memory = self.run.memory
+        if memory.gradient_checkpointing:
+            checkpoint_blocks(denoiser, self.blocks(denoiser), memory.gradient_checkpointing_interval)
+        return denoiser
+
+    def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
+        levels = [*denoiser.get_submodule("down_blocks").children(), *denoiser.get_submodule("up_blocks").children()]
+        return [block for level in levels for block in level.children()]
+
+    def density(self, latent_HW: tuple[int, int]) -> Density:
+        from simpletuner.diffusion.density import floored
+
+        return floored(0.001)
+
+    def weight(self, t_B: Tensor) -> Tensor:
+        return self.process.weight(t_B) if self.options.stable_cascade_loss_weighting == "p2" else super().weight(t_B)
+
+    def adaptive_weights(self, device: str) -> AdaptiveWeights | None:
+        from simpletuner.diffusion.weighting import AdaptiveWeights
+
+        is_adaptive = self.options.stable_cascade_loss_weighting == "adaptive"
+        return AdaptiveWeights(self.process.log_snr, device) if is_adaptive else None
+
+    def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
+        """`image` is zeros, as the sampler's: without any the network would silently not hear the text (diffusers 0.42)."""
+        import torch
+
+        pooled_BD = torch.stack([embed["pooled_D"] for embed in embeds])
+        return {
+            "text_BLD": torch.stack([embed["text_LD"] for embed in embeds]),
+            "pooled_B1D": pooled_BD[:, None],
+            "image_B1D": pooled_BD.new_zeros(len(embeds), 1, self.denoiser_config["clip_image_in_channels"]),
+        }
+
+    def predict(self, denoiser: Any, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
+        import torch
+
+        dtype = getattr(torch, self.run.dtypes.base)
+        return denoiser(
+            sample=x_BCHW.to(dtype),
+            timestep_ratio=self.process.ratio(t_B),
+            clip_text_pooled=cond["pooled_B1D"].to(dtype),
+            clip_text=cond["text_BLD"].to(dtype),
+            clip_img=cond["image_B1D"].to(dtype),
+            return_dict=False,
+        )[0]
+
+    @contextmanager
+    def sampler(self, denoiser: nn.Module, device: str) -> Iterator[Callable[[Shot, Embeds, Embeds, OnStep | None], Tensor]]:
+        import torch
+
+        dtypes = self.run.dtypes
+        pipeline = pictures.prior_pipeline(denoiser, dtypes.base, common.load_scheduler(self.repository, None))
+
+        def sample(shot: Shot, cond: Embeds, uncond: Embeds, on_step: OnStep | None) -> Tensor:
+            def step_ended(_pipeline: Any, index: int, _timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+                if on_step is not None:
+                    on_step(index + 1, state["latents"])
+                return {}
+
+            prompts = {}
+            roles = {"": cond, "negative_": uncond} if shot.guidance > 1 else {"": cond}  # it refuses idle negatives
+            for role, embeds in roles.items():
+                batch = self.collate([embeds], [])
+                prompts[f"{role}prompt_embeds"] = batch["text_BLD"].to(device)
+                prompts[f"{role}prompt_embeds_pooled"] = batch["pooled_B1D"].to(device)
+            autocast = dtypes.autocast
+            with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
+                return pipeline(
+                    **prompts,
+                    height=shot.height_px,
+                    width=shot.width_px,
+                    num_inference_steps=self.options.stable_cascade_validation_prior_num_inference_steps,
+                    guidance_scale=shot.guidance,
+                    generator=torch.Generator("cpu").manual_seed(shot.seed),  # the sampler draws noise at every step
+                    callback_on_step_end=step_ended,
+                ).image_embeddings
+
+        with common.evaluating(denoiser):
+            yield sample
+
+    @contextmanager
+    def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
+        if not self.options.stable_cascade_use_decoder_for_validation:
+            with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
+                yield lambda latents_1CHW, _cond, _uncond: pictures.preview(previewer(), latents_1CHW, size_of(latents_1CHW))
+            return
+        with common.on_loan(self._load_decoder, device) as decoder:
+            yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
+
+    def _load_decoder(self) -> nn.Module:
+        return pictures.load_decoder(self.decoder, self.vqgan, self._decoder_dtype)
+
+    @property
+    def _decoder_dtype(self) -> str:
+        default = "bf16" if self.run.hardware.has_bf16 else "fp32"
+        return FORMATS[self.options.stable_cascade_decoder_dtype or default]
+
+    def _decode(self, decoder: Any, latents_1CHW: Tensor, cond: Embeds, uncond: Embeds) -> Image:
+        validation = self.run.validation
+        return pictures.decode(
+            pictures.decoder_pipeline(decoder, self._decoder_dtype, common.load_scheduler(self.decoder_repository, None)),
+            latents_1CHW,
+            {"prompt": cond["pooled_D"][None, None].float(), "negative": uncond["pooled_D"][None, None].float()},
+            guidance=self.options.stable_cascade_validation_decoder_guidance_scale,
+            steps=validation.validation_num_inference_steps or self.shot_defaults()[1],
+            seed=self.run.training.seed if validation.validation_seed is None else validation.validation_seed,
+        )
+
+    def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
+        return common.save_adapter(weights, lora_config, folder, prefix=PREFIX)
+
+    def load_adapter(self, path: Path) -> StateDict:
+        return common.load_adapter(path, prefixes=PREFIXES)
+
+    def save_denoiser(self, weights: StateDict, folder: Path) -> Path:
+        return common.save_component(weights, self.denoiser_config, folder / PREFIX)
+
+    def load_denoiser_weights(self, folder: Path) -> StateDict:
+        return common.read_weights(folder / PREFIX)
+
+    def save_pipeline(self, weights: StateDict, folder: Path) -> None:
+        self.repository.copy(folder, but=PREFIX)
+        self.save_denoiser(weights, folder)
+
+    def usage(self, result: Path, prompt: str) -> str:
+        edge_px = self.latent.native_edge_px
+        arguments = f"{prompt!r}, height={edge_px}, width={edge_px}"
+        guidance = self.shot_guidance()
+        if guidance is None:
+            guidance = self.run.validation.validation_guidance
+        if guidance is not None:  # as the gallery, so that it looks like it
+            arguments += f", guidance_scale={guidance:g}"
+        multiplier = common.lycoris_multiplier(self.run, self.lycoris_presets)
+        decoder = f"{self.decoder_repository.name!r}, {self.options.stable_cascade_decoder_subfolder!r}"
+        return pictures.usage(self.repository, self.subfolder, decoder, result, arguments, multiplier)
+
+    def shot_defaults(self) -> tuple[float, int]:
+        return 4.0, 10  # the stock pipelines' own: the prior's guidance, the decoder's steps
+
+    def shot_guidance(self) -> float | None:
+        return self.options.stable_cascade_validation_prior_guidance_scale
+
+    @classmethod
+    def check(cls, run: Run) -> Iterable[Problem]:
+        if run.precision.mixed_precision != "no":
+            yield Problem(
+                "mixed_precision",
+                f'Stable Cascade Stage C requires --mixed_precision=no, but it is "{run.precision.mixed_precision}".',
+                why="weights loaded in bf16 barely learn, and fp16 overflows in its response norms.",
+                mend='set "mixed_precision" to "no", or add "i_know_what_i_am_doing": true to go on at your own risk, with '
+                "float32 weights under autocast.",
+                overridable=True,
+            )
+        flow = [
+            name for name in type(run.flow).model_fields if run.sources.get(name, "core") not in ("core", "family", "derived")
+        ]
+        for name in flow:
+            yield Problem(
+                name,
+                f"`{name}` has no effect on Stable Cascade, which is no flow-matching model.",
+                mend="remove it; `stable_cascade_schedule_shift` shifts this model's schedule.",
+            )
+
+    @classmethod
+    def notices(cls, run: Run) -> Iterable[str]:
+        if run.memory.vae_enable_tiling:
+            yield (
+                "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
+                "whole picture, which tiles would change, and its pictures have no decoder in tiles."
+            )
+
+
+def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
+    """(width, height) in pixels of the picture that these latents stand for."""
+    rows, columns = latents_1CHW.shape[-2:]
+    return round(columns * CELL_PX), round(rows * CELL_PX)
