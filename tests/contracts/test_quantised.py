@@ -81,8 +81,14 @@ def test_it_answers_nearly_as_the_whole_base(name: str, make_run: Any, precision
 def test_the_blocks_shrink_and_what_the_family_names_stays_whole(name: str, make_run: Any, precision: str) -> None:
     family = find()[name](make_run(name))
     whole, denoiser = family.load_denoiser(), quantised_base(family, precision)
+    names = {module: key for key, module in whole.named_modules()}
+    shares = []  # of float32; SD3's norms have wide layers, which stay whole
     for block, before in zip(family.blocks(denoiser), family.blocks(whole), strict=True):
-        assert stored_bytes(block) < stored_bytes(before) * 0.6  # of float32; SD3's norms have wide layers, which stay whole
+        layers = [names[module] for module in before.modules() if isinstance(module, nn.Linear)]
+        if not all(any(fnmatchcase(key, pattern) for pattern in family.kept_whole) for key in layers):  # as Cascade's of time
+            shares.append(stored_bytes(block) / stored_bytes(before))
+    assert shares
+    assert max(shares) < 0.6
     changed = [key for key, module in denoiser.named_modules() if isinstance(module, (QuantisedLinear, QuantisedConv2d))]
     assert not [key for key in changed if any(fnmatchcase(key, pattern) for pattern in family.kept_whole)]
     assert all(any(fnmatchcase(key, pattern) for key, _ in denoiser.named_modules()) for pattern in family.kept_whole)
