@@ -152,11 +152,13 @@ class StableDiffusion3(ModelFamily):
 
     @cached_property
     def latent(self) -> LatentSpec:  # type: ignore[override]
-        stages = self.repository.json("vae/config.json")["block_out_channels"]
-        cell_px = 2 ** (len(stages) - 1)
-        native_edge_px = self.denoiser_config["sample_size"] * cell_px
-        alignment_px = common.alignment_px(native_edge_px, cell_px * self.denoiser_config["patch_size"])
-        return LatentSpec(self.denoiser_config["in_channels"], cell_px, alignment_px, native_edge_px)
+        config = self.denoiser_config
+        cell_px = 2 ** (len(self.repository.json("vae/config.json")["block_out_channels"]) - 1)
+        patch_px = cell_px * config["patch_size"]
+        native_edge_px = config["sample_size"] * cell_px
+        alignment_px = common.alignment_px(native_edge_px, patch_px)
+        longest_edge_px = config["pos_embed_max_size"] * patch_px
+        return LatentSpec(config["in_channels"], cell_px, alignment_px, native_edge_px, longest_edge_px=longest_edge_px)
 
     @property
     def process(self) -> Process:
