@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -119,7 +119,10 @@ def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
         raise UserError(
             f"`validation_resolution` asks for {too_large}.", _limit(latent), 'set "validation_resolution" to smaller sizes.'
         )
-    return shots
+    settings = dict(family.shot_settings())
+    if (shift := run.validation.validation_flow_shift) is not None:
+        settings["flow_shift"] = shift
+    return tuple(replace(shot, settings=tuple((name, str(value)) for name, value in settings.items())) for shot in shots)
 
 
 def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[ImageSet]:

@@ -289,7 +289,7 @@ class StableDiffusion3(ModelFamily):
             with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
                 latents_1CHW = pipeline(
                     **prompts,
-                    **self.skip_layers(),
+                    **self.shot_settings(),
                     latents=noise_1CHW.to(device),
                     # Only checked, for whole patches of 8 px cells: the latents come ready-made, whatever the autoencoder.
                     height=rows * 8,
@@ -304,7 +304,7 @@ class StableDiffusion3(ModelFamily):
         with common.evaluating(denoiser), attending(denoiser, self.run.kernels.attention_mechanism):
             yield sample
 
-    def skip_layers(self) -> dict[str, Any]:
+    def shot_settings(self) -> dict[str, Any]:
         """Skip-layer guidance as the stock pipeline takes it; nothing where it is off."""
         options = self.options
         if not options.validation_guidance_skip_layers:
@@ -345,7 +345,7 @@ class StableDiffusion3(ModelFamily):
             "width": edge_px,
             "guidance_scale": GUIDANCE if guidance is None else guidance,  # as the gallery, so that it looks like it
             "max_sequence_length": self.options.tokenizer_max_length,  # the pipeline's own is longer than what was trained
-            **self.skip_layers(),
+            **self.shot_settings(),
         }
         arguments = ", ".join([repr(prompt), *(f"{name}={value!r}" for name, value in settings.items())])
         transformer = ""
