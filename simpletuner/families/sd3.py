@@ -385,6 +385,7 @@ class StableDiffusion3(ModelFamily):
     def notices(cls, run: Run) -> Iterable[str]:
         options, validation = run.family, run.validation
         assert isinstance(options, SD3Options)
+        yield from common.flow_notices(run)
         if not options.validation_guidance_skip_layers:
             return
         guidance = GUIDANCE if validation.validation_guidance is None else validation.validation_guidance
