@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,7 @@ from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
-from simpletuner.errors import DataError
+from simpletuner.errors import DataError, UserError
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
@@ -105,9 +105,9 @@ def inspect(run: Run, tell: Tell) -> Report:
 
 
 def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
-    """The pictures of each gallery, as this family makes them. Raises ConfigError."""
+    """The pictures of each gallery, as this family makes them. Raises UserError."""
     latent = family.latent
-    return validation_shots(
+    shots = validation_shots(
         run,
         defaults=family.shot_defaults(),
         guidance=family.shot_guidance(),
@@ -115,6 +115,14 @@ def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
         alignment_px=latent.alignment_px,
         tell=tell,
     )
+    if too_large := _too_large(((shot.width_px, shot.height_px) for shot in shots), latent):
+        raise UserError(
+            f"`validation_resolution` asks for {too_large}.", _limit(latent), 'set "validation_resolution" to smaller sizes.'
+        )
+    settings = dict(family.shot_settings())
+    if (shift := run.validation.validation_flow_shift) is not None:
+        settings["flow_shift"] = shift
+    return tuple(replace(shot, settings=tuple((name, str(value)) for name, value in settings.items())) for shot in shots)
 
 
 def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[ImageSet]:
@@ -141,18 +149,39 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
     sets: list[ImageSet] = []
     together(ranks, lambda: sets.extend(opened() if first else []))
     together(ranks, lambda: sets.extend([] if first else opened()))
+    too_large = {images.entry.id: listed for images in sets if (listed := _too_large(_used(images), latent))}
+    if too_large:
+        raise DataError(
+            f"Buckets are too large: {'; '.join(f'{dataset}: {listed}' for dataset, listed in too_large.items())}.",
+            _limit(latent),
+            "lower `resolution` there, or leave long pictures out with `maximum_aspect_ratio` and `minimum_aspect_ratio`.",
+        )
     for images in sets:
         if warning := _long_buckets(images, latent):
             tell(Notice(warning, "warning"))
     return sets
 
 
+def _used(images: ImageSet) -> list[tuple[int, int]]:
+    """(width, height) of the buckets that usable pictures are in."""
+    return [images.buckets[bucket] for bucket in np.unique(images.bucket_ids[images.alive()]).tolist()]
+
+
+def _too_large(sizes_WH: Iterable[tuple[int, int]], latent: LatentSpec) -> str:
+    """The sizes that the denoiser has no places for: "1600x64, 1664x64"; "" if it has."""
+    longest_px = math.inf if latent.longest_edge_px is None else latent.longest_edge_px
+    return ", ".join(f"{width}x{height}" for width, height in sorted(set(sizes_WH)) if max(width, height) > longest_px)
+
+
+def _limit(latent: LatentSpec) -> str:
+    return f"this model's table of positions ends at {latent.longest_edge_px} px."
+
+
 def _long_buckets(images: ImageSet, latent: LatentSpec) -> str:
     """What is to be said of buckets beyond the model's longest aspect, or ""."""
     if latent.longest_aspect is None:
         return ""
-    used = [images.buckets[bucket] for bucket in np.unique(images.bucket_ids[images.alive()]).tolist()]
-    long = sorted(size_WH for size_WH in used if max(size_WH) > latent.longest_aspect * min(size_WH))
+    long = sorted(size_WH for size_WH in _used(images) if max(size_WH) > latent.longest_aspect * min(size_WH))
     if not long:
         return ""
     listed = ", ".join(f"{width}x{height}" for width, height in long)

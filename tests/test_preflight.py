@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from simpletuner.config.datasets import ImageDataset
@@ -14,9 +15,11 @@ from simpletuner.config.run import Run
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import LatentSpec
-from simpletuner.errors import DataError
+from simpletuner.errors import DataError, UserError
+from simpletuner.evaluation.gallery import facts
 from simpletuner.events import Event, Notice
-from simpletuner.preflight import length_of, open_sets
+from simpletuner.families import load as load_family
+from simpletuner.preflight import length_of, open_sets, shots_of
 
 LATENT = LatentSpec(channels=4, cell_px=8, alignment_px=64, native_edge_px=128)
 
@@ -76,3 +79,50 @@ def test_full_tuning_says_that_regularisation_data_is_ordinary_to_it(
     said = [event.text for event in told if isinstance(event, Notice) and "ordinary training" in event.text]
     assert len(said) == notices
     assert all(text.startswith("others: ") for text in said)
+
+
+def test_buckets_beyond_the_denoisers_positions_are_refused_before_any_work(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = with_sets(make_run("sana"), tmp_path, cats={}, long={"maximum_aspect_ratio": 6})
+    Image.new("RGB", (128, 128)).save(tmp_path / "cats" / "a_picture.png")
+    Image.new("RGB", (384, 64)).save(tmp_path / "long" / "a_picture.png")
+    sets = open_sets(run, replace(LATENT, longest_edge_px=320), Alone(), lambda _: None)
+    assert [max(images.buckets[images.bucket_ids[0]]) for images in sets] == [128, 320]
+    with pytest.raises(DataError, match=r"too large: long: 320x64\.\nWhy:  this model's table of positions ends at 256 px"):
+        open_sets(run, replace(LATENT, longest_edge_px=256), Alone(), lambda _: None)
+
+
+def test_gallery_sizes_beyond_the_denoisers_positions_are_refused_before_any_work(make_run: Callable[..., Run]) -> None:
+    options = {"validation_prompt": "a cat", "validation_seed": 1}
+    family = load_family(make_run("sd3", validation_resolution="1536x1536", **options))
+    assert len(shots_of(family.run, family, lambda _: None)) == 1
+    family = load_family(make_run("sd3", validation_resolution="128x128,128x1552", **options))
+    with pytest.raises(UserError, match=r"asks for 128x1552\.\nWhy:  this model's table of positions ends at 1536 px"):
+        shots_of(family.run, family, lambda _: None)
+
+
+def test_the_denoiser_itself_knows_no_place_beyond_its_familys_longest_edge(make_run: Callable[..., Run]) -> None:
+    family = load_family(make_run("sd3"))
+    denoiser = family.load_denoiser()
+    assert family.latent.longest_edge_px is not None
+    cells = family.latent.longest_edge_px // 8
+    embed = denoiser.get_submodule("pos_embed")
+    embed(torch.zeros(1, 16, 2, cells))
+    with pytest.raises(ValueError, match="cannot be greater than `pos_embed_max_size`"):
+        embed(torch.zeros(1, 16, 2, cells + 2))
+
+
+def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(make_run: Callable[..., Run]) -> None:
+    plain = {"validation_prompt": "a cat", "validation_seed": 1}
+    options = {**plain, "validation_guidance_skip_layers": (1, 2), "validation_flow_shift": 2.5}
+    said = []
+    for family in (load_family(make_run("sd3", **each)) for each in (plain, options)):
+        [shot] = shots_of(family.run, family, lambda _: None)
+        said.append(facts(shot, step=0, weights="base"))
+    assert {**said[0], **said[1]} == said[1]
+    assert said[1].keys() - said[0].keys() == {
+        "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
+        "flow_shift",
+    }  # fmt: skip
+    assert (said[1]["skip_guidance_layers"], said[1]["flow_shift"]) == ("[1, 2]", "2.5")

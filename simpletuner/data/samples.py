@@ -52,6 +52,8 @@ class LatentSpec:
     """The edge of the square the model was trained on."""
     longest_aspect: float | None = None
     """Beyond this the model falls apart: buckets longer or taller than it are warned of. None: it is not known to."""
+    longest_edge_px: int | None = None
+    """The denoiser knows no places beyond: larger buckets and pictures are refused. None: it takes any size."""
 
     def grid(self, width_px: int, height_px: int) -> tuple[int, int]:
         """(rows, columns) of the latents of a picture of this size."""

@@ -167,6 +167,7 @@ def facts(shot: Shot, step: int, weights: Weights = "trained") -> dict[str, str]
         "guidance": str(shot.guidance),
         "inference_steps": str(shot.steps),
         "step": str(step),
+        **dict(shot.settings),
     }
 
 

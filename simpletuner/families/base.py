@@ -59,6 +59,8 @@ class Shot:
     seed: int
     guidance: float
     steps: int
+    settings: tuple[tuple[str, str], ...] = ()
+    """What else it is made with that another gallery may be made without, for its metadata."""
 
 
 class ModelFamily(ABC):
@@ -181,6 +183,10 @@ class ModelFamily(ABC):
     def shot_guidance(self) -> float | None:
         """The guidance that an option of the family's own sets; it wins over `validation_guidance`. None: there is none."""
         return None
+
+    def shot_settings(self) -> Mapping[str, Any]:
+        """What else of the family's own options alters every picture, where they are set."""
+        return {}
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:

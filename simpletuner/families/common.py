@@ -35,6 +35,7 @@ __all__ = [
     "adapter_file",
     "alignment_px",
     "evaluating",
+    "flow_notices",
     "load_adapter",
     "load_scheduler",
     "load_whole",
@@ -232,6 +233,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
+
+
+def flow_notices(run: Run) -> Iterator[str]:
+    """What the user should know of a flow family's noise levels."""
+    if run.flow.flow_schedule_auto_shift:
+        gallery = run.validation.validation_flow_shift
+        own = "the scheduler's own, as the model ships it" if gallery is None else f"{gallery:g}"
+        yield (
+            f"flow_schedule_auto_shift: in training each bucket has its own shift, by its size, and flow_schedule_shift "
+            f"{run.flow.flow_schedule_shift:g} is not used. The gallery's is {own}."
+        )
 
 
 def load_scheduler(repository: Repository, flow_shift: float | None) -> Any:

@@ -286,6 +286,7 @@ class Sana(ModelFamily):
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
+        yield from common.flow_notices(run)
         flavour = cls.chosen(run)
         if run.precision.mixed_precision == "fp16" and (flavour is None or flavour.note != FP16_ONLY):
             yield (

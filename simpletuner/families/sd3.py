@@ -152,11 +152,13 @@ class StableDiffusion3(ModelFamily):
 
     @cached_property
     def latent(self) -> LatentSpec:  # type: ignore[override]
-        stages = self.repository.json("vae/config.json")["block_out_channels"]
-        cell_px = 2 ** (len(stages) - 1)
-        native_edge_px = self.denoiser_config["sample_size"] * cell_px
-        alignment_px = common.alignment_px(native_edge_px, cell_px * self.denoiser_config["patch_size"])
-        return LatentSpec(self.denoiser_config["in_channels"], cell_px, alignment_px, native_edge_px)
+        config = self.denoiser_config
+        cell_px = 2 ** (len(self.repository.json("vae/config.json")["block_out_channels"]) - 1)
+        patch_px = cell_px * config["patch_size"]
+        native_edge_px = config["sample_size"] * cell_px
+        alignment_px = common.alignment_px(native_edge_px, patch_px)
+        longest_edge_px = config["pos_embed_max_size"] * patch_px
+        return LatentSpec(config["in_channels"], cell_px, alignment_px, native_edge_px, longest_edge_px=longest_edge_px)
 
     @property
     def process(self) -> Process:
@@ -287,7 +289,7 @@ class StableDiffusion3(ModelFamily):
             with torch.autocast(torch.device(device).type, getattr(torch, autocast)) if autocast else nullcontext():
                 latents_1CHW = pipeline(
                     **prompts,
-                    **self.skip_layers(),
+                    **self.shot_settings(),
                     latents=noise_1CHW.to(device),
                     # Only checked, for whole patches of 8 px cells: the latents come ready-made, whatever the autoencoder.
                     height=rows * 8,
@@ -302,7 +304,7 @@ class StableDiffusion3(ModelFamily):
         with common.evaluating(denoiser), attending(denoiser, self.run.kernels.attention_mechanism):
             yield sample
 
-    def skip_layers(self) -> dict[str, Any]:
+    def shot_settings(self) -> dict[str, Any]:
         """Skip-layer guidance as the stock pipeline takes it; nothing where it is off."""
         options = self.options
         if not options.validation_guidance_skip_layers:
@@ -343,7 +345,7 @@ class StableDiffusion3(ModelFamily):
             "width": edge_px,
             "guidance_scale": GUIDANCE if guidance is None else guidance,  # as the gallery, so that it looks like it
             "max_sequence_length": self.options.tokenizer_max_length,  # the pipeline's own is longer than what was trained
-            **self.skip_layers(),
+            **self.shot_settings(),
         }
         arguments = ", ".join([repr(prompt), *(f"{name}={value!r}" for name, value in settings.items())])
         transformer = ""
@@ -383,6 +385,7 @@ class StableDiffusion3(ModelFamily):
     def notices(cls, run: Run) -> Iterable[str]:
         options, validation = run.family, run.validation
         assert isinstance(options, SD3Options)
+        yield from common.flow_notices(run)
         if not options.validation_guidance_skip_layers:
             return
         guidance = GUIDANCE if validation.validation_guidance is None else validation.validation_guidance

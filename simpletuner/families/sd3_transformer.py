@@ -72,6 +72,12 @@ def verify_single_file(path: Path, config: Mapping[str, Any], repository: str) -
             mend="name one `.safetensors` file; a whole repository goes into `pretrained_model_name_or_path`.",
         )
     verify_file(path)
+    if stray := stray_tensors(path):
+        raise UserError(
+            f"`{path}` stores its weights in few bits: it holds `{stray[0]}`.",
+            why="the scales that belong to such weights would be left out, and the model would be another one.",
+            mend='fetch the file in fp16 or bf16; "base_model_precision" stores it in fewer bits here.',
+        )
     found, wanted = Shape.of_file(path), Shape.of_config(config)
     if found != wanted:
         what = f"holds the transformer of {found}" if found.blocks else "holds no SD3 transformer"
@@ -80,6 +86,15 @@ def verify_single_file(path: Path, config: Mapping[str, Any], repository: str) -
             why="text encoders, autoencoder and the transformer's configuration come from the repository.",
             mend='set "pretrained_model_name_or_path" or "model_flavour" to the model that the file belongs to.',
         )
+
+
+def stray_tensors(path: Path) -> list[str]:
+    """Names of a block's tensors that are neither weight nor bias: what quantised files keep beside them."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if BLOCK.fullmatch(name)]  # noqa: SIM118
+    return sorted(name for name in names if not name.endswith((".weight", ".bias")))
 
 
 def load_single_file(path: Path, config_file: Path, dtype: str) -> nn.Module:

@@ -370,10 +370,8 @@ class StableCascade(ModelFamily):
                 "float32 weights under autocast.",
                 overridable=True,
             )
-        flow = [
-            name for name in type(run.flow).model_fields if run.sources.get(name, "core") not in ("core", "family", "derived")
-        ]
-        for name in flow:
+        flow = (*type(run.flow).model_fields, "validation_flow_shift")
+        for name in (each for each in flow if run.sources.get(each, "core") not in ("core", "family", "derived")):
             yield Problem(
                 name,
                 f"`{name}` has no effect on Stable Cascade, which is no flow-matching model.",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from simpletuner.errors import UserError
-from simpletuner.families import common
+from simpletuner.families import common, find
 from simpletuner.families.repository import Repository
 
 
@@ -156,3 +156,18 @@ def test_an_offloaded_model_keeps_its_weights_on_the_cpu_and_each_layer_visits(m
         model()(torch.zeros(1, 2))
         assert {weight.device.type for weight in model().parameters()} == {"cpu"}
     assert visited == [(network[0], "meta"), (network[1], "meta")]
+
+
+# notices
+
+
+@pytest.mark.parametrize("family", ["sd3", "sana"])
+def test_the_automatic_shift_is_told_with_what_it_replaces_and_what_the_gallery_has(make_run, family):
+    def told(**options):
+        return [line for line in find()[family].notices(make_run(family, **options)) if "shift" in line]
+
+    assert not told(flow_schedule_shift=2.0)
+    [own] = told(flow_schedule_auto_shift=True)
+    assert "flow_schedule_shift 3 is not used. The gallery's is the scheduler's own" in own
+    [given] = told(flow_schedule_auto_shift=True, validation_flow_shift=2.0)
+    assert given.endswith("The gallery's is 2.")

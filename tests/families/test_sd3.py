@@ -292,10 +292,10 @@ def test_skip_layer_guidance_runs_once_more_in_each_step_of_its_window_on_the_pr
 def test_its_defaults_are_the_stock_pipelines_own(make_run):
     defaults = inspect.signature(StableDiffusion3Pipeline.__call__).parameters
     family = StableDiffusion3(make_run("sd3", validation_guidance_skip_layers=(1, 2)))
-    for name, value in family.skip_layers().items():
+    for name, value in family.shot_settings().items():
         assert name == "skip_guidance_layers" or value == defaults[name].default, name
     assert family.shot_defaults() == (3.0, defaults["num_inference_steps"].default)
-    assert StableDiffusion3(make_run("sd3")).skip_layers() == {}
+    assert StableDiffusion3(make_run("sd3")).shot_settings() == {}
 
 
 def test_a_block_that_is_not_there_cannot_be_skipped(make_run):

@@ -135,6 +135,18 @@ def test_a_single_file_that_does_not_belong_there_is_named_before_any_work(make_
         family.verify()
 
 
+@pytest.mark.parametrize(
+    "beside", ["joint_blocks.1.x_block.mlp.fc1.scale_weight", "joint_blocks.1.x_block.mlp.fc1.weight.absmax"]
+)
+def test_a_quantised_file_is_refused_since_its_scales_would_be_left_out(make_run, files, tmp_path, beside):
+    weights = load_file(files / "sd3.safetensors")
+    weights[f"model.diffusion_model.{beside}"] = torch.ones(1)
+    save_file(weights, tmp_path / "scaled.safetensors")
+    run = make_run("sd3", pretrained_transformer_model_name_or_path=str(tmp_path / "scaled.safetensors"))
+    with pytest.raises(UserError, match=rf"in few bits: it holds `model.diffusion_model.{beside}`"):
+        StableDiffusion3(run).verify()
+
+
 def test_a_file_of_the_right_kind_that_lacks_a_weight_is_told(make_run, files, tmp_path):
     weights = load_file(files / "sd3.safetensors")
     del weights["model.diffusion_model.joint_blocks.2.x_block.mlp.fc1.bias"]

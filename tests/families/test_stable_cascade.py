@@ -468,8 +468,10 @@ def test_reduced_precision_is_refused_in_the_pages_words_and_overridable(make_ru
 
 
 def test_options_of_flow_matching_are_refused_where_they_were_written(make_run):
-    run = replace(make_run("stable_cascade"), sources={"flow_schedule_shift": "file config.json", "flow_sigmoid_scale": "core"})
-    assert [problem.option for problem in problems(run)] == ["flow_schedule_shift"]
+    flow = ["flow_schedule_shift", "validation_flow_shift"]
+    sources = {**dict.fromkeys(flow, "file config.json"), "flow_sigmoid_scale": "core"}
+    run = replace(make_run("stable_cascade"), sources=sources)
+    assert [problem.option for problem in problems(run)] == flow
 
 
 def test_tiles_are_said_to_have_no_effect(make_run):
