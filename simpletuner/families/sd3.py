@@ -168,20 +168,18 @@ class StableDiffusion3(ModelFamily):
 
     def verify(self) -> None:
         common.verify_attention(self.run)
-        self.repository.verify("text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+        # What small files tell comes first: fetching the weights may take an hour.
+        config, parts = self.denoiser_config, ["text_encoder", "text_encoder_2", "text_encoder_3", "vae"]
         if self.single_file is None:
-            self.repository.verify(DENOISER)
+            parts.append(DENOISER)
         else:
-            verify_single_file(self.single_file, self.denoiser_config, self.repository.name)
+            verify_single_file(self.single_file, config, self.repository.name)
+        self.repository.verify(*parts)
 
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:
         options, precision = self.options, self.run.precision
-        first, second, third = (
-            common.Lending.of_text(self.run, stored)
-            for stored in (
-                precision.text_encoder_1_precision, precision.text_encoder_2_precision, precision.text_encoder_3_precision
-            )
-        )  # fmt: skip
+        stored = (precision.text_encoder_1_precision, precision.text_encoder_2_precision, precision.text_encoder_3_precision)
+        first, second, third = (common.Lending.of_text(self.run, each) for each in stored)
         clip_uncond = options.sd3_clip_uncond_behaviour
         return (
             ClipEncoder(self.repository, 1, first, clip_uncond),
@@ -339,11 +337,13 @@ class StableDiffusion3(ModelFamily):
         self.save_denoiser(weights, folder)
 
     def usage(self, result: Path, prompt: str) -> str:
-        edge_px, guidance = self.latent.native_edge_px, self.run.validation.validation_guidance
+        edge_px, validation = self.latent.native_edge_px, self.run.validation
+        guidance = validation.validation_guidance
         settings = {
             "height": edge_px,
             "width": edge_px,
             "guidance_scale": GUIDANCE if guidance is None else guidance,  # as the gallery, so that it looks like it
+            "num_inference_steps": validation.validation_num_inference_steps or STEPS,
             "max_sequence_length": self.options.tokenizer_max_length,  # the pipeline's own is longer than what was trained
             **self.shot_settings(),
         }

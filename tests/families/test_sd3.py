@@ -80,6 +80,13 @@ def test_a_folder_of_another_kind_than_the_flavour_is_named(make_run, tiny_repo,
         _ = StableDiffusion3(run).latent
 
 
+def test_a_wrong_flavour_is_told_before_weights_are_fetched(make_run, tiny_repo, tmp_path):
+    folder = shutil.copytree(tiny_repo("sd3"), tmp_path / "no weights", ignore=shutil.ignore_patterns("*.safetensors"))
+    run = make_run("sd3", pretrained_model_name_or_path=str(folder), model_flavour="medium")
+    with pytest.raises(UserError, match="but model_flavour is `medium`"):
+        StableDiffusion3(run).verify()
+
+
 def test_another_familys_folder_is_named(make_run, tiny_repo):
     with pytest.raises(UserError, match="holds a SanaPipeline, but model_family is `sd3`"):
         _ = StableDiffusion3(make_run("sd3", pretrained_model_name_or_path=str(tiny_repo("sana")))).latent
@@ -356,9 +363,17 @@ def test_a_saved_pipeline_paints_with_the_new_weights(sd3, stock, tmp_path):
 
 
 def test_the_snippet_paints_as_the_gallery_does(make_run, tmp_path):
-    family = StableDiffusion3(make_run("sd3", validation_guidance=4.0, tokenizer_max_length=77, **SLG))
+    family = StableDiffusion3(
+        make_run("sd3", validation_guidance=4.0, validation_num_inference_steps=20, tokenizer_max_length=77, **SLG)
+    )
     said = family.usage(tmp_path / "pipeline", "a cat")
-    for setting in ("guidance_scale=4.0", "max_sequence_length=77", "skip_guidance_layers=[0, 2]", "height=128"):
+    for setting in (
+        "guidance_scale=4.0",
+        "num_inference_steps=20",
+        "max_sequence_length=77",
+        "skip_guidance_layers=[0, 2]",
+        "height=128",
+    ):
         assert setting in said
     assert "guidance_scale=3.0" in StableDiffusion3(make_run("sd3")).usage(tmp_path / "pipeline", "a cat")
 
