@@ -359,6 +359,14 @@ class StableCascade(ModelFamily):
     def shot_guidance(self) -> float | None:
         return self.options.stable_cascade_validation_prior_guidance_scale
 
+    def shot_settings(self) -> dict[str, Any]:
+        options = self.options
+        steps = {"prior_inference_steps": options.stable_cascade_validation_prior_num_inference_steps}
+        if not options.stable_cascade_use_decoder_for_validation:
+            return {**steps, "decoder": "previewer"}
+        decoder = {"decoder": options.stable_cascade_decoder_subfolder, "decoder_dtype": self._decoder_dtype}
+        return {**steps, **decoder, "decoder_guidance": options.stable_cascade_validation_decoder_guidance_scale}
+
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
         if run.precision.mixed_precision != "no":
