@@ -196,18 +196,12 @@ class StableCascade(ModelFamily):
     @cached_property
     def decoder(self) -> Component:
         """Stage B. Raises UserError."""
-        written = self.options.stable_cascade_decoder_subfolder
-        own = Path(written).expanduser().absolute()
-        if (own / "config.json").is_file():
-            variant = self.options.stable_cascade_decoder_variant
-            return Repository(str(own.parent), variant=variant).weights(own.name)
-        return self.decoder_repository.weights(written)
+        return pictures.stage_b(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
 
     @cached_property
     def vqgan(self) -> Component:
-        """Stage A; few repositories have it in another variant than the plain one. Raises UserError."""
-        component = self.decoder_repository.component("vqgan")
-        return component if component.weights else self.decoder_repository.weights("vqgan")
+        """Stage A. Raises UserError."""
+        return pictures.stage_a(self.decoder_repository)
 
     def load_denoiser(self) -> nn.Module:
         from diffusers.models import StableCascadeUNet
@@ -350,7 +344,9 @@ class StableCascade(ModelFamily):
         if guidance is not None:  # as the gallery, so that it looks like it
             arguments += f", guidance_scale={guidance:g}"
         multiplier = common.lycoris_multiplier(self.run, self.lycoris_presets)
+        variant = self.decoder_repository.variant
         decoder = f"{self.decoder_repository.name!r}, {self.options.stable_cascade_decoder_subfolder!r}"
+        decoder += f", {variant!r}" if variant else ""
         return pictures.usage(self.repository, self.subfolder, decoder, result, arguments, multiplier)
 
     def shot_defaults(self) -> tuple[float, int]:

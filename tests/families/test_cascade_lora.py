@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from simpletuner.data.samples import Prompt
 from simpletuner.errors import UserError
 from simpletuner.families.cascade_lora import export_comfyui
-from simpletuner.families.stable_cascade import StableCascade, load_stage_c_lora
+from simpletuner.families.stable_cascade import StableCascade, load_decoder_pipeline, load_stage_c_lora
 from simpletuner.training.tuning import build_tuning
 
 
@@ -173,3 +174,18 @@ def test_the_closing_lines_of_python_make_a_picture(make_run, tmp_path, monkeypa
     with contextlib.redirect_stderr(io.StringIO()):
         exec(lines.replace("1024", "256"), {})
     assert Image.open("picture.png").size == (256, 256)
+
+
+def test_the_closing_lines_name_the_decoder_of_the_gallery_and_find_it(make_run, tiny_repo, tmp_path, monkeypatch):
+    """A folder of one's own, relative to where one stands, whose weights are of a variant."""
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copytree(tiny_repo("stable_cascade") / "stable-cascade" / "decoder_lite", tmp_path / "mine" / "b")
+    own.joinpath("diffusion_pytorch_model.safetensors").rename(own / "diffusion_pytorch_model.bf16.safetensors")
+    options = {"stable_cascade_decoder_subfolder": "mine/b", "stable_cascade_decoder_variant": "bf16"}
+    family = StableCascade(make_run("stable_cascade", **options))
+    [line] = [line for line in family.usage(Path("pipeline"), "a cat").splitlines() if line.startswith("decoder = ")]
+    found = {}
+    exec(line, {"load_decoder_pipeline": load_decoder_pipeline}, found)
+    weights, expected = found["decoder"].decoder.network.state_dict(), load_file(family.decoder.weights[0])
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
