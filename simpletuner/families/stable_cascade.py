@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "load_stage_c_lora"]
 
 REPOSITORY = "stabilityai/stable-cascade-prior"
-CELL_PX = 128 / 3
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -46,6 +45,9 @@ FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 class StableCascadeOptions(Section):
     """Stable Cascade's own options."""
+
+    tokenizer_max_length: int = option(parts.PROMPT_TOKENS, ge=1)
+    """Tokens of a prompt, padded or cut to: always 77, for CLIP-G reads no others. Another number is told, not obeyed."""
 
     stable_cascade_loss_weighting: Literal["p2", "adaptive", "none"] = option("p2")
     """How noise levels are weighed: `p2` by 1 / (1 + SNR), as the authors' adapters; `adaptive` so that all levels come to
@@ -151,7 +153,8 @@ class StableCascade(ModelFamily):
 
     @cached_property
     def latent(self) -> LatentSpec:  # type: ignore[override]
-        return LatentSpec(self.denoiser_config["in_channels"], CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
+        channels = self.denoiser_config["in_channels"]
+        return LatentSpec(channels, parts.CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
 
     @cached_property
     def process(self) -> CosineEpsilon:  # type: ignore[override]
@@ -295,7 +298,7 @@ class StableCascade(ModelFamily):
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
         if not self.options.stable_cascade_use_decoder_for_validation:
             with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
-                yield lambda latents_1CHW, _cond, _uncond: pictures.preview(previewer(), latents_1CHW, size_of(latents_1CHW))
+                yield lambda x_1CHW, _cond, _uncond: pictures.preview(previewer(), x_1CHW, parts.size_of(x_1CHW))
             return
         with common.on_loan(self._load_decoder, device) as decoder:
             yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
@@ -384,14 +387,11 @@ class StableCascade(ModelFamily):
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
+        assert isinstance(run.family, StableCascadeOptions)
+        if (tokens := run.family.tokenizer_max_length) != parts.PROMPT_TOKENS:
+            yield f"`tokenizer_max_length` {tokens} is overridden: CLIP-G reads {parts.PROMPT_TOKENS} tokens, always."
         if run.memory.vae_enable_tiling:
             yield (
                 "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
                 "whole picture, which tiles would change, and its pictures have no decoder in tiles."
             )
-
-
-def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
-    """(width, height) in pixels of the picture that these latents stand for."""
-    rows, columns = latents_1CHW.shape[-2:]
-    return round(columns * CELL_PX), round(rows * CELL_PX)

@@ -494,6 +494,14 @@ def test_options_of_flow_matching_are_refused_where_they_were_written(make_run):
     assert [problem.option for problem in problems(run)] == flow
 
 
+def test_prompts_have_77_tokens_whatever_is_asked_for_and_that_is_told(make_run):
+    assert not list(StableCascade.notices(make_run("stable_cascade", tokenizer_max_length=77)))
+    run = make_run("stable_cascade", tokenizer_max_length=154)
+    [notice] = StableCascade.notices(run)
+    assert "`tokenizer_max_length` 154 is overridden" in notice
+    assert encoded(StableCascade(run), ["a cat"])[0]["text_LD"].shape[0] == 77
+
+
 def test_tiles_are_said_to_have_no_effect(make_run):
     assert not list(StableCascade.notices(make_run("stable_cascade", vae_enable_slicing=True)))
     [notice] = StableCascade.notices(make_run("stable_cascade", vae_enable_tiling=True))
