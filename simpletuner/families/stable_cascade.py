@@ -108,6 +108,7 @@ class StableCascade(ModelFamily):
     }
     kept_whole: ClassVar[tuple[str, ...]] = ("embedding*", "clip_*", "*.mapper*", "clf*")
     keeps_float32: ClassVar[bool] = True
+    has_tiles: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {
         "mixed_precision": "no",
         "base_model_default_dtype": "fp32",
