@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -301,11 +301,9 @@ class StableCascade(ModelFamily):
             with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
                 yield lambda x_1CHW, _cond, _uncond: pictures.preview(previewer(), x_1CHW, parts.size_of(x_1CHW))
             return
-        with common.on_loan(self._load_decoder, device) as decoder:
+        load = partial(pictures.load_decoder, self.decoder, self.vqgan, self._decoder_dtype)
+        with common.on_loan(load, device) as decoder:
             yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
-
-    def _load_decoder(self) -> nn.Module:
-        return pictures.load_decoder(self.decoder, self.vqgan, self._decoder_dtype)
 
     @property
     def _decoder_dtype(self) -> str:
@@ -378,6 +376,9 @@ class StableCascade(ModelFamily):
                 "float32 weights under autocast.",
                 overridable=True,
             )
+        elif run.dtypes.base == "float16":
+            what = '`base_model_default_dtype` is "fp16", in which Stable Cascade\'s response norms overflow.'
+            yield Problem("base_model_default_dtype", what, mend='leave it at "fp32".', overridable=True)
         flow = (*type(run.flow).model_fields, "validation_flow_shift")
         for name in (each for each in flow if run.sources.get(each, "core") not in ("core", "family", "derived")):
             yield Problem(

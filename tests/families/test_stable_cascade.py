@@ -487,6 +487,12 @@ def test_reduced_precision_is_refused_in_the_pages_words_and_overridable(make_ru
         assert "Going on" in warning
 
 
+def test_a_quantised_base_in_float16_is_no_way_round_the_guard(make_run):
+    for base, expected in (("float32", []), ("bfloat16", []), ("float16", ["base_model_default_dtype"])):
+        run = make_run("stable_cascade", base_model_precision="int8-torchao", dtypes=replace(BF16, base=base))
+        assert [problem.option for problem in problems(run)] == expected
+
+
 def test_options_of_flow_matching_are_refused_where_they_were_written(make_run):
     flow = ["flow_schedule_shift", "validation_flow_shift"]
     sources = {**dict.fromkeys(flow, "file config.json"), "flow_sigmoid_scale": "core"}
