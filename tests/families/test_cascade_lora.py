@@ -141,6 +141,19 @@ def test_the_comfyui_export_maps_back_key_by_key(adapter, tmp_path):
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
+def test_a_dora_is_known_by_its_tensors_where_its_config_is_lost(make_run, pipeline, tmp_path):
+    family = StableCascade(make_run("stable_cascade", lora_rank=3, lora_alpha=3.0, use_dora=True))
+    denoiser, tuning = trained(family)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(tuning.save_result(tmp_path / "result")), bare)
+    with pytest.raises(UserError, match="is a DoRA"):
+        export_comfyui(bare, tmp_path / "comfy.safetensors")
+    load_stage_c_lora(pipeline, bare)
+    x, t, cond = inputs(family)
+    with torch.no_grad(), tuning.evaluating():
+        torch.testing.assert_close(family.predict(pipeline.prior, x, t, cond), family.predict(denoiser, x, t, cond))
+
+
 def test_an_export_never_overwrites(adapter, tmp_path):
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is there already"):
