@@ -16,7 +16,7 @@ from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import DataError, UserError
-from simpletuner.evaluation.gallery import facts
+from simpletuner.evaluation.gallery import facts, is_painted, write_png
 from simpletuner.events import Event, Notice
 from simpletuner.families import load as load_family
 from simpletuner.preflight import length_of, open_sets, shots_of
@@ -113,16 +113,22 @@ def test_the_denoiser_itself_knows_no_place_beyond_its_familys_longest_edge(make
         embed(torch.zeros(1, 16, 2, cells + 2))
 
 
-def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(make_run: Callable[..., Run]) -> None:
+def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
     plain = {"validation_prompt": "a cat", "validation_seed": 1}
     options = {**plain, "validation_guidance_skip_layers": (1, 2), "validation_flow_shift": 2.5}
-    said = []
+    said, shots = [], []
     for family in (load_family(make_run("sd3", **each)) for each in (plain, options)):
         [shot] = shots_of(family.run, family, lambda _: None)
         said.append(facts(shot, step=0, weights="base"))
+        shots.append(shot)
     assert {**said[0], **said[1]} == said[1]
     assert said[1].keys() - said[0].keys() == {
         "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
         "flow_shift",
     }  # fmt: skip
     assert (said[1]["skip_guidance_layers"], said[1]["flow_shift"]) == ("[1, 2]", "2.5")
+    for made_with in said:
+        write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", made_with)
+        assert [is_painted(tmp_path / "a.png", shot, 0, "base") for shot in shots] == [made_with is each for each in said]

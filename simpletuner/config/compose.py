@@ -76,6 +76,7 @@ def compose(
         datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in images),
         text_embeds=TextEmbedsDataset.model_validate(text.layers.values),
         dtypes=dtypes(values, keeps_float32=family.keeps_float32),
+        has_tiles=family.has_tiles,
         hardware=hardware,
         sources={**layers.sources, **{key: source for one in datasets for key, source in one.sources().items()}},
         written={**_written(given), **{key: text for one in datasets for key, text in one.written().items()}},

@@ -110,6 +110,6 @@ def savings(run: Run) -> Iterator[str]:
         yield 'train an adapter (model_type "lora") in place of the whole model'
     if not memory.offload_during_startup:
         yield "if it happened while prompts or pictures were encoded: offload_during_startup"
-    if not memory.vae_enable_tiling:
+    if run.has_tiles and not memory.vae_enable_tiling:
         yield "if it happened while pictures were encoded or painted: vae_enable_tiling"
     yield "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"

@@ -90,6 +90,8 @@ class Run:
     sources: Mapping[str, str]
     """Option -> where its value came from: "core", "family", "derived", "file config/config.json", "environment" or
     "command line". A dataset's are named "<id>.<key>"."""
+    has_tiles: bool = True
+    """Whether `vae_enable_tiling` changes anything: the family's."""
     hardware: Hardware = Hardware()
     """The machine that it was derived for."""
     notices: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ class FamilyFacts(Protocol):
     default_flavour: str
     defaults: Mapping[str, Any]
     keeps_float32: bool
+    has_tiles: bool
     adapter_presets: Mapping[str, tuple[str, ...]]
     lycoris_presets: Mapping[str, tuple[str, ...]]
     keeps_attention: str

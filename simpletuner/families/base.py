@@ -80,6 +80,8 @@ class ModelFamily(ABC):
     """Why its gallery cannot be painted by other packages' attention kernels (`config/catalogue.py`); "" if `sampler` can."""
     keeps_float32: ClassVar[bool] = False
     """Whether the denoiser stays in float32, with autocast, where `mixed_precision` asks for less."""
+    has_tiles: ClassVar[bool] = True
+    """Whether pictures are encoded or decoded in tiles with `vae_enable_tiling`."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Option defaults that differ for this family."""
     Options: ClassVar[type[Section]] = Section

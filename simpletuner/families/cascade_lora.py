@@ -90,4 +90,5 @@ def _guessed(weights: StateDict) -> dict[str, Any]:
     """The configuration of a file that brings none: alpha is taken to be the rank, as every loader does."""
     down = {name.removesuffix(".lora_A.weight"): tensor for name, tensor in weights.items() if ".lora_A." in name}
     rank = len(next(iter(down.values())))
-    return {"r": rank, "lora_alpha": rank, "target_modules": sorted(down)}
+    is_dora = any(".lora_magnitude_vector" in name for name in weights)
+    return {"r": rank, "lora_alpha": rank, "target_modules": sorted(down), "use_dora": is_dora}

@@ -20,11 +20,22 @@ from simpletuner.families.repository import Repository, fingerprint_file
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ENCODER_FILE", "PREVIEWER_FILE", "ClipEncoder", "SemanticCompressor", "load_previewer", "loose_file"]
+__all__ = [
+    "CELL_PX",
+    "ENCODER_FILE",
+    "PREVIEWER_FILE",
+    "PROMPT_TOKENS",
+    "ClipEncoder",
+    "SemanticCompressor",
+    "load_previewer",
+    "loose_file",
+    "size_of",
+]
 
 ENCODER_FILE = "effnet_encoder.safetensors"
 PREVIEWER_FILE = "previewer.safetensors"
 PROMPT_TOKENS = 77
+CELL_PX = 128 / 3
 SCALE = 0.75
 """A picture is reduced to this before it is encoded: one latent cell, 32 px of what the encoder sees, is 128/3 px of it."""
 
@@ -125,6 +136,12 @@ class SemanticCompressor:
             reduced_B3HW = torch.nn.functional.interpolate(pixels_B3HW, size=size_HW, mode="bilinear", antialias=True)
             slices = reduced_B3HW.split(1) if self.is_sliced else (reduced_B3HW,)
             return torch.cat([encoder(part_B3HW).cpu() for part_B3HW in slices])
+
+
+def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
+    """(width, height) in pixels of the picture that these latents stand for."""
+    rows, columns = latents_1CHW.shape[-2:]
+    return round(columns * CELL_PX), round(rows * CELL_PX)
 
 
 def load_previewer(file: Path) -> nn.Module:

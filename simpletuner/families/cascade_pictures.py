@@ -27,6 +27,8 @@ __all__ = [
     "load_decoder_pipeline",
     "preview",
     "prior_pipeline",
+    "stage_a",
+    "stage_b",
     "undisturbed",
     "usage",
 ]
@@ -109,13 +111,28 @@ def preview(previewer: nn.Module, latents_1CHW: Tensor, size_WH: tuple[int, int]
     return picture.resize(size_WH, Image.Resampling.BICUBIC)
 
 
+def stage_b(repository: Repository, subfolder: str) -> Component:
+    """Stage B's weights: of the repository's sub-folder, or of a folder that holds one. Raises UserError."""
+    own = Path(subfolder).expanduser().absolute()
+    if (own / "config.json").is_file():
+        return Repository(str(own.parent), variant=repository.variant).weights(own.name)
+    return repository.weights(subfolder)
+
+
+def stage_a(repository: Repository) -> Component:
+    """Stage A's weights; few repositories have it in another variant than the plain one. Raises UserError."""
+    component = repository.component("vqgan")
+    return component if component.weights else repository.weights("vqgan")
+
+
 def load_decoder_pipeline(name: str, subfolder: str = "decoder", variant: str | None = None) -> Any:
     """The stock StableCascadeDecoderPipeline of a hub repository or folder, in float32 on the CPU.
 
+    `subfolder` may be the path of a folder that holds a Stage B of your own.
     It has no text encoder: hand it `prompt_embeds` and `prompt_embeds_pooled` as the prior's pipeline returns them.
     """
     repository = Repository(name, variant=variant)
-    decoder = load_decoder(repository.weights(subfolder), repository.component("vqgan"), "float32")
+    decoder = load_decoder(stage_b(repository, subfolder), stage_a(repository), "float32")
     return decoder_pipeline(decoder, "float32", common.load_scheduler(repository, None))
 
 

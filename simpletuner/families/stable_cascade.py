@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "load_stage_c_lora"]
 
 REPOSITORY = "stabilityai/stable-cascade-prior"
-CELL_PX = 128 / 3
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -46,6 +45,9 @@ FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 class StableCascadeOptions(Section):
     """Stable Cascade's own options."""
+
+    tokenizer_max_length: int = option(parts.PROMPT_TOKENS, ge=1)
+    """Tokens of a prompt, padded or cut to: always 77, for CLIP-G reads no others. Another number is told, not obeyed."""
 
     stable_cascade_loss_weighting: Literal["p2", "adaptive", "none"] = option("p2")
     """How noise levels are weighed: `p2` by 1 / (1 + SNR), as the authors' adapters; `adaptive` so that all levels come to
@@ -106,6 +108,7 @@ class StableCascade(ModelFamily):
     }
     kept_whole: ClassVar[tuple[str, ...]] = ("embedding*", "clip_*", "*.mapper*", "clf*")
     keeps_float32: ClassVar[bool] = True
+    has_tiles: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {
         "mixed_precision": "no",
         "base_model_default_dtype": "fp32",
@@ -151,7 +154,8 @@ class StableCascade(ModelFamily):
 
     @cached_property
     def latent(self) -> LatentSpec:  # type: ignore[override]
-        return LatentSpec(self.denoiser_config["in_channels"], CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
+        channels = self.denoiser_config["in_channels"]
+        return LatentSpec(channels, parts.CELL_PX, ALIGNMENT_PX, native_edge_px=1024, longest_aspect=2)
 
     @cached_property
     def process(self) -> CosineEpsilon:  # type: ignore[override]
@@ -196,18 +200,12 @@ class StableCascade(ModelFamily):
     @cached_property
     def decoder(self) -> Component:
         """Stage B. Raises UserError."""
-        written = self.options.stable_cascade_decoder_subfolder
-        own = Path(written).expanduser().absolute()
-        if (own / "config.json").is_file():
-            variant = self.options.stable_cascade_decoder_variant
-            return Repository(str(own.parent), variant=variant).weights(own.name)
-        return self.decoder_repository.weights(written)
+        return pictures.stage_b(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
 
     @cached_property
     def vqgan(self) -> Component:
-        """Stage A; few repositories have it in another variant than the plain one. Raises UserError."""
-        component = self.decoder_repository.component("vqgan")
-        return component if component.weights else self.decoder_repository.weights("vqgan")
+        """Stage A. Raises UserError."""
+        return pictures.stage_a(self.decoder_repository)
 
     def load_denoiser(self) -> nn.Module:
         from diffusers.models import StableCascadeUNet
@@ -301,13 +299,11 @@ class StableCascade(ModelFamily):
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
         if not self.options.stable_cascade_use_decoder_for_validation:
             with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
-                yield lambda latents_1CHW, _cond, _uncond: pictures.preview(previewer(), latents_1CHW, size_of(latents_1CHW))
+                yield lambda x_1CHW, _cond, _uncond: pictures.preview(previewer(), x_1CHW, parts.size_of(x_1CHW))
             return
-        with common.on_loan(self._load_decoder, device) as decoder:
+        load = partial(pictures.load_decoder, self.decoder, self.vqgan, self._decoder_dtype)
+        with common.on_loan(load, device) as decoder:
             yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
-
-    def _load_decoder(self) -> nn.Module:
-        return pictures.load_decoder(self.decoder, self.vqgan, self._decoder_dtype)
 
     @property
     def _decoder_dtype(self) -> str:
@@ -350,7 +346,9 @@ class StableCascade(ModelFamily):
         if guidance is not None:  # as the gallery, so that it looks like it
             arguments += f", guidance_scale={guidance:g}"
         multiplier = common.lycoris_multiplier(self.run, self.lycoris_presets)
+        variant = self.decoder_repository.variant
         decoder = f"{self.decoder_repository.name!r}, {self.options.stable_cascade_decoder_subfolder!r}"
+        decoder += f", {variant!r}" if variant else ""
         return pictures.usage(self.repository, self.subfolder, decoder, result, arguments, multiplier)
 
     def shot_defaults(self) -> tuple[float, int]:
@@ -358,6 +356,14 @@ class StableCascade(ModelFamily):
 
     def shot_guidance(self) -> float | None:
         return self.options.stable_cascade_validation_prior_guidance_scale
+
+    def shot_settings(self) -> dict[str, Any]:
+        options = self.options
+        steps = {"prior_inference_steps": options.stable_cascade_validation_prior_num_inference_steps}
+        if not options.stable_cascade_use_decoder_for_validation:
+            return {**steps, "decoder": "previewer"}
+        decoder = {"decoder": options.stable_cascade_decoder_subfolder, "decoder_dtype": self._decoder_dtype}
+        return {**steps, **decoder, "decoder_guidance": options.stable_cascade_validation_decoder_guidance_scale}
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
@@ -370,6 +376,9 @@ class StableCascade(ModelFamily):
                 "float32 weights under autocast.",
                 overridable=True,
             )
+        elif run.dtypes.base == "float16":
+            what = '`base_model_default_dtype` is "fp16", in which Stable Cascade\'s response norms overflow.'
+            yield Problem("base_model_default_dtype", what, mend='leave it at "fp32".', overridable=True)
         flow = (*type(run.flow).model_fields, "validation_flow_shift")
         for name in (each for each in flow if run.sources.get(each, "core") not in ("core", "family", "derived")):
             yield Problem(
@@ -380,14 +389,11 @@ class StableCascade(ModelFamily):
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
+        assert isinstance(run.family, StableCascadeOptions)
+        if (tokens := run.family.tokenizer_max_length) != parts.PROMPT_TOKENS:
+            yield f"`tokenizer_max_length` {tokens} is overridden: CLIP-G reads {parts.PROMPT_TOKENS} tokens, always."
         if run.memory.vae_enable_tiling:
             yield (
                 "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
                 "whole picture, which tiles would change, and its pictures have no decoder in tiles."
             )
-
-
-def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
-    """(width, height) in pixels of the picture that these latents stand for."""
-    rows, columns = latents_1CHW.shape[-2:]
-    return round(columns * CELL_PX), round(rows * CELL_PX)

@@ -41,6 +41,7 @@ class Fake:
     default_flavour = "small"
     defaults: Mapping[str, Any] = {"max_grad_norm": 0.1, "vae_batch_size": 3}
     keeps_float32 = False
+    has_tiles = True
     adapter_presets: Mapping[str, tuple[str, ...]] = {"attention": ("to_q",), "full": ("to_q", "proj")}
     lycoris_presets: Mapping[str, tuple[str, ...]] = {"attn-mlp": ("Attention", "FeedForward"), "full": ("Linear",)}
     keeps_attention = ""
@@ -59,6 +60,7 @@ class Fake:
 
 class Other(Fake):
     title = "Other"
+    has_tiles = False
     keeps_attention = "its heads are odd."
     Options = OtherOptions
 

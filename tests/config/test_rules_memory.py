@@ -105,3 +105,8 @@ def test_only_savings_that_are_still_to_be_had_are_named(project: Project) -> No
     full = "; ".join(savings(project.run("model_type=full")))
     assert "base_model_precision" not in full
     assert 'model_type "lora"' in full
+
+
+def test_tiles_are_no_saving_where_the_family_has_none(project: Project) -> None:
+    assert "vae_enable_tiling" in "; ".join(savings(project.run()))
+    assert "vae_enable_tiling" not in "; ".join(savings(project.run("model_family=other")))

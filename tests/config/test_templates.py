@@ -120,6 +120,7 @@ def test_the_stable_cascade_templates_load_as_they_are_once_the_pictures_are_the
     assert run.optimizer.optimizer == "torch-adamw"
     assert run.datasets[0].vae_batch_size == 1
     assert not any("no effect" in notice for notice in run.notices)
+    assert not run.has_tiles
 
 
 def test_the_cascade_pages_whole_config_and_library_load(copied: Path) -> None:

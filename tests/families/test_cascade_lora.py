@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from simpletuner.data.samples import Prompt
 from simpletuner.errors import UserError
 from simpletuner.families.cascade_lora import export_comfyui
-from simpletuner.families.stable_cascade import StableCascade, load_stage_c_lora
+from simpletuner.families.stable_cascade import StableCascade, load_decoder_pipeline, load_stage_c_lora
 from simpletuner.training.tuning import build_tuning
 
 
@@ -140,6 +141,19 @@ def test_the_comfyui_export_maps_back_key_by_key(adapter, tmp_path):
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
+def test_a_dora_is_known_by_its_tensors_where_its_config_is_lost(make_run, pipeline, tmp_path):
+    family = StableCascade(make_run("stable_cascade", lora_rank=3, lora_alpha=3.0, use_dora=True))
+    denoiser, tuning = trained(family)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(tuning.save_result(tmp_path / "result")), bare)
+    with pytest.raises(UserError, match="is a DoRA"):
+        export_comfyui(bare, tmp_path / "comfy.safetensors")
+    load_stage_c_lora(pipeline, bare)
+    x, t, cond = inputs(family)
+    with torch.no_grad(), tuning.evaluating():
+        torch.testing.assert_close(family.predict(pipeline.prior, x, t, cond), family.predict(denoiser, x, t, cond))
+
+
 def test_an_export_never_overwrites(adapter, tmp_path):
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is there already"):
@@ -173,3 +187,18 @@ def test_the_closing_lines_of_python_make_a_picture(make_run, tmp_path, monkeypa
     with contextlib.redirect_stderr(io.StringIO()):
         exec(lines.replace("1024", "256"), {})
     assert Image.open("picture.png").size == (256, 256)
+
+
+def test_the_closing_lines_name_the_decoder_of_the_gallery_and_find_it(make_run, tiny_repo, tmp_path, monkeypatch):
+    """A folder of one's own, relative to where one stands, whose weights are of a variant."""
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copytree(tiny_repo("stable_cascade") / "stable-cascade" / "decoder_lite", tmp_path / "mine" / "b")
+    own.joinpath("diffusion_pytorch_model.safetensors").rename(own / "diffusion_pytorch_model.bf16.safetensors")
+    options = {"stable_cascade_decoder_subfolder": "mine/b", "stable_cascade_decoder_variant": "bf16"}
+    family = StableCascade(make_run("stable_cascade", **options))
+    [line] = [line for line in family.usage(Path("pipeline"), "a cat").splitlines() if line.startswith("decoder = ")]
+    found = {}
+    exec(line, {"load_decoder_pipeline": load_decoder_pipeline}, found)
+    weights, expected = found["decoder"].decoder.network.state_dict(), load_file(family.decoder.weights[0])
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -21,9 +21,11 @@ from simpletuner.config.run import Dtypes
 from simpletuner.data.geometry import fit
 from simpletuner.data.samples import Place, Prompt
 from simpletuner.errors import UserError
+from simpletuner.evaluation.gallery import facts, is_painted, write_png
 from simpletuner.events import Notice
 from simpletuner.families.base import Shot
 from simpletuner.families.stable_cascade import StableCascade
+from simpletuner.preflight import shots_of
 
 BF16 = Dtypes(base="bfloat16", trained="float32", autocast=None, text="bfloat16", latents="float16")
 AUTOCAST = Dtypes(base="float32", trained="float32", autocast="bfloat16", text="bfloat16", latents="float16")
@@ -425,8 +427,6 @@ def test_the_decoder_may_be_lite_or_a_folder_of_ones_own(make_run, folder, tmp_p
 
 
 def test_the_priors_own_guidance_wins_over_the_galleries(make_run):
-    from simpletuner.preflight import shots_of
-
     told = []
     common = {
         "validation_prompt": "a cat",
@@ -438,6 +438,26 @@ def test_the_priors_own_guidance_wins_over_the_galleries(make_run):
         run = make_run("stable_cascade", stable_cascade_validation_prior_guidance_scale=own, **common)
         [shot] = shots_of(run, StableCascade(run), told.append)
         assert (shot.guidance, shot.steps) == (expected, 30)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"stable_cascade_validation_prior_num_inference_steps": 5},
+        {"stable_cascade_validation_decoder_guidance_scale": 2.0},
+        {"stable_cascade_decoder_subfolder": "decoder_lite"},
+        {"stable_cascade_decoder_dtype": "bf16"},
+        {"stable_cascade_use_decoder_for_validation": False},
+    ],
+)
+def test_a_picture_made_otherwise_is_not_taken_for_the_galleries_own(make_run, tmp_path, option):
+    plain = {"validation_prompt": "a cat", "validation_seed": 1}
+    families = [StableCascade(make_run("stable_cascade", **plain, **each)) for each in ({}, option)]
+    shots = [shot for family in families for shot in shots_of(family.run, family, lambda _: None)]
+    for number, shot in enumerate(shots):
+        write_png(Image.new("RGB", (8, 8)), tmp_path / f"{number}.png", facts(shot, step=0, weights="base"))
+    found = [[is_painted(tmp_path / f"{number}.png", shot, 0, "base") for shot in shots] for number in range(2)]
+    assert found == [[True, False], [False, True]]
 
 
 def test_the_libraries_say_nothing_of_what_no_user_can_change(cascade, embeds, caplog, capfd):
@@ -467,11 +487,25 @@ def test_reduced_precision_is_refused_in_the_pages_words_and_overridable(make_ru
         assert "Going on" in warning
 
 
+def test_a_quantised_base_in_float16_is_no_way_round_the_guard(make_run):
+    for base, expected in (("float32", []), ("bfloat16", []), ("float16", ["base_model_default_dtype"])):
+        run = make_run("stable_cascade", base_model_precision="int8-torchao", dtypes=replace(BF16, base=base))
+        assert [problem.option for problem in problems(run)] == expected
+
+
 def test_options_of_flow_matching_are_refused_where_they_were_written(make_run):
     flow = ["flow_schedule_shift", "validation_flow_shift"]
     sources = {**dict.fromkeys(flow, "file config.json"), "flow_sigmoid_scale": "core"}
     run = replace(make_run("stable_cascade"), sources=sources)
     assert [problem.option for problem in problems(run)] == flow
+
+
+def test_prompts_have_77_tokens_whatever_is_asked_for_and_that_is_told(make_run):
+    assert not list(StableCascade.notices(make_run("stable_cascade", tokenizer_max_length=77)))
+    run = make_run("stable_cascade", tokenizer_max_length=154)
+    [notice] = StableCascade.notices(run)
+    assert "`tokenizer_max_length` 154 is overridden" in notice
+    assert encoded(StableCascade(run), ["a cat"])[0]["text_LD"].shape[0] == 77
 
 
 def test_tiles_are_said_to_have_no_effect(make_run):
