@@ -20,7 +20,7 @@ check() {
 check format ruff format --check .
 check lint ruff check .
 check types mypy
-check tests pytest -n 2 "$@"
+check tests pytest -n 2 --dist worksteal "$@"
 
 if [[ ${#failed[@]} -gt 0 ]]; then
     say "Failed: ${failed[*]}"
