@@ -11,7 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Bus", "Event", "Notice", "Painted", "Progress", "RunFinished", "RunStarted", "Saved", "Sink", "Stepped", "Tell"]
+__all__ = [
+    "Bus",
+    "Event",
+    "Measured",
+    "Notice",
+    "Painted",
+    "Previewed",
+    "Progress",
+    "RunFinished",
+    "RunStarted",
+    "Saved",
+    "Sink",
+    "Stepped",
+    "Tell",
+]
 
 log = logging.getLogger("simpletuner")
 
@@ -70,6 +84,30 @@ class Painted(Event):
     nickname: str
     prompt: str
     step: int
+
+
+@dataclass(frozen=True)
+class Previewed(Event):
+    """A picture of the gallery in the making, after `inference_step` of `inference_steps`: `png` is the frame, a whole file."""
+
+    png: bytes
+    nickname: str
+    prompt: str
+    step: int
+    inference_step: int
+    inference_steps: int
+
+
+@dataclass(frozen=True)
+class Measured(Event):
+    """The model was judged at `step`, over all ranks: `eval` loss or `clip` score."""
+
+    kind: Literal["eval", "clip"]
+    step: int
+    figures: dict[str, float]
+    """What trackers plot over steps: "eval_loss", "eval_loss/<dataset>", "clip_score/mean"."""
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """By name, (x, y) of a curve: the loss over time t, say."""
 
 
 @dataclass(frozen=True)
