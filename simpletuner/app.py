@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import Gallery, is_complete
-from simpletuner.events import Bus, Event, Notice, Tell
+from simpletuner.events import Bus, Event, Notice, ResultReady, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
+from simpletuner.preflight import Length, length_of, open_sets, plan_of, shots_of
+from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kind_of, local_paths, result_files, told_settings
 from simpletuner.reporting.console import Console, duration
+from simpletuner.reporting.hub import HubUploads
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.model_card import CARD, ModelFacts, newest_pictures, write_card
+from simpletuner.reporting.trackers import open_trackers
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
@@ -45,7 +50,12 @@ def train(run: Run) -> Path:
     early: list[Event] = []
     family = load_family(run)
     family.verify()
-    with Engine(run) as engine, locked(folder, engine, early.append), reporting(run, engine) as tell:
+    with (
+        Engine(run) as engine,
+        locked(folder, engine, early.append),
+        signed_in(run, engine) as uploads,
+        reporting(run, engine, config, uploads) as tell,
+    ):
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
         shots = shots_of(run, family, tell)
@@ -58,6 +68,7 @@ def train(run: Run) -> Path:
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
+            publish(run, engine, family, sets, shots, config, length, uploads, tell)
             return folder
 
         import_model_libraries()
@@ -67,7 +78,7 @@ def train(run: Run) -> Path:
             sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
         )
         stream = plan_of(run, sets, tell)  # pictures that proved unreadable are out of it now
-        steps = length_of(run, stream, ranks=engine.ranks).steps
+        length = length_of(run, stream, ranks=engine.ranks)
         together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
         denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
@@ -78,11 +89,13 @@ def train(run: Run) -> Path:
         )  # fmt: skip
         # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
         jobs: list[Job] = [Checkpoints(run, config), Gallery(run, shots, prompts)]
-        trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
+        trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=length.steps)
         if checkpoint is not None:
             restore(checkpoint, trainer, config)
         trainer.fit()
-        tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
+        seconds = time.monotonic() - began_s
+        tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=seconds)))
+        publish(run, engine, family, sets, shots, config, length, uploads, tell)
     return folder
 
 
@@ -93,24 +106,91 @@ def closing_words(
     folder = Path(run.checkpointing.output_dir)
     pictures = sum(images.ledger.used for images in sets)
     result = folder / RESULTS[run.model.model_type]
-    prompt = shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
     lines = [f"Done: {pictures:,} pictures, {steps:,} steps, {duration(seconds)}. Weights: {result}"]
     if run.ema.use_ema:
         lines.append(f"Their average (EMA): {folder / EMA / result.name}")
     if shots:
         lines.append(f"Gallery: {folder / 'validation'}")
-    return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, prompt), ""])
+    return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, some_prompt(sets, shots)), ""])
 
 
 @contextmanager
-def reporting(run: Run, engine: Engine) -> Iterator[Tell]:
+def reporting(run: Run, engine: Engine, config: Mapping[str, Any], uploads: HubUploads | None) -> Iterator[Tell]:
     """The watchers of rank 0; the other ranks tell nobody."""
     if engine.rank != 0:
         yield _nobody
         return
     metrics = MetricsFile(Path(run.checkpointing.output_dir) / "metrics.jsonl")
-    with closing(metrics), Console(run.reporting.log_level) as console:
-        yield Bus([console, metrics])
+    with closing(metrics), Console(run.reporting.log_level) as console, open_trackers(run, config, console) as trackers:
+        with uploads.telling(console) if uploads else nullcontext() as hub:
+            yield Bus([console, metrics, *trackers, *([hub] if hub else [])])
+
+
+@contextmanager
+def signed_in(run: Run, engine: Engine) -> Iterator[HubUploads | None]:
+    """The uploads of rank 0, if there are to be any. Raises UserError where the hub refuses them."""
+    uploads = HubUploads(run.hub) if run.hub.push_to_hub and engine.rank == 0 else None
+    together(engine, lambda: uploads.sign_in() if uploads else None)
+    yield uploads
+
+
+def publish(
+    run: Run,
+    engine: Engine,
+    family: ModelFamily,
+    sets: Sequence[ImageSet],
+    shots: Sequence[Shot],
+    config: Mapping[str, Any],
+    length: Length,
+    uploads: HubUploads | None,
+    tell: Tell,
+) -> None:
+    """Write the model card beside the result, and tell the files that others need. Raises RunError."""
+    if engine.rank != 0:
+        return
+    folder, result = Path(run.checkpointing.output_dir), RESULTS[run.model.model_type]
+    repository = uploads.repository if uploads and "/" in uploads.repository else ""
+    # The hub's copy lies in a folder of the repository's name, a whole pipeline at its top.
+    place = Path(repository.rpartition("/")[2]) if repository else Path()
+    place = place if repository and run.model.model_type == "full" else place / result
+    base = run.model.pretrained_model_name_or_path or family.flavours[str(run.model.model_flavour)].repository
+    pictures = newest_pictures(folder, length.steps)
+    facts = ModelFacts(
+        name=repository.rpartition("/")[2] or folder.absolute().name,
+        family=run.model.model_family,
+        title=family.title,
+        kind=kind_of(run),
+        base="" if Path(base).expanduser().exists() else base,
+        repository=repository,
+        steps=length.steps,
+        epochs=length.epochs,
+        usage=family.usage(place, some_prompt(sets, shots)),
+        settings=told_settings(run, config),
+        datasets=dataset_facts(config, {images.entry.id: used_sizes(images) for images in sets}),
+        pictures=pictures,
+        instance_prompt=instance_prompt(config),
+        note=run.hub.model_card_note or "",
+        is_safe_for_work=run.hub.model_card_safe_for_work,
+        has_average=run.ema.use_ema,
+        paths=local_paths(run),
+    )
+    try:
+        write_whole(folder / CARD, write_card(facts).encode())
+    except OSError as error:
+        mend = "the weights are saved; make room there, and start the same command again for the card."
+        raise RunError(f"The model card {folder / CARD} could not be written: {error}.", mend=mend) from error
+    tell(ResultReady(result_files(folder, result, pictures)))
+
+
+def some_prompt(sets: Sequence[ImageSet], shots: Sequence[Shot]) -> str:
+    """One to try the result with: the gallery's first, else a caption."""
+    return shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
+
+
+def used_sizes(images: ImageSet) -> dict[str, int]:
+    """Bucket -> pictures of it that are used: "1024x768" -> 12."""
+    counts = Counter(images.bucket_ids[images.alive()].tolist())
+    return {"x".join(map(str, images.buckets[bucket])): count for bucket, count in sorted(counts.items())}
 
 
 def record(run: Run, folder: Path, sets: Sequence[ImageSet], config: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from simpletuner.config.sections import (
     Data,
     Ema,
     Flow,
+    Hub,
     Kernels,
     Memory,
     Model,
@@ -22,6 +23,7 @@ from simpletuner.config.sections import (
     Optimizer,
     Precision,
     Reporting,
+    Trackers,
     Training,
     Validation,
 )
@@ -81,6 +83,8 @@ class Run:
     checkpointing: Checkpointing
     validation: Validation
     reporting: Reporting
+    trackers: Trackers
+    hub: Hub
     family: Section
     """The family's own options."""
     datasets: tuple[ImageDataset, ...]

@@ -8,6 +8,7 @@ from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.hub import Hub
 from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
@@ -15,6 +16,7 @@ from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.trackers import Trackers
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
 
@@ -25,6 +27,7 @@ __all__ = [
     "Data",
     "Ema",
     "Flow",
+    "Hub",
     "Kernels",
     "Memory",
     "Model",
@@ -32,6 +35,7 @@ __all__ = [
     "Optimizer",
     "Precision",
     "Reporting",
+    "Trackers",
     "Training",
     "Validation",
 ]
@@ -51,4 +55,6 @@ SECTIONS: dict[str, type[Section]] = {
     "checkpointing": Checkpointing,
     "validation": Validation,
     "reporting": Reporting,
+    "trackers": Trackers,
+    "hub": Hub,
 }
