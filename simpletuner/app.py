@@ -121,9 +121,13 @@ def reporting(run: Run, engine: Engine, config: Mapping[str, Any], uploads: HubU
         yield _nobody
         return
     metrics = MetricsFile(Path(run.checkpointing.output_dir) / "metrics.jsonl")
-    with closing(metrics), Console(run.reporting.log_level) as console, open_trackers(run, config, console) as trackers:
-        with uploads.telling(console) if uploads else nullcontext() as hub:
-            yield Bus([console, metrics, *trackers, *([hub] if hub else [])])
+    with (
+        closing(metrics),
+        Console(run.reporting.log_level) as console,
+        open_trackers(run, config, console) as trackers,
+        uploads.telling(console) if uploads else nullcontext() as hub,
+    ):
+        yield Bus([console, metrics, *trackers, *([hub] if hub else [])])
 
 
 @contextmanager

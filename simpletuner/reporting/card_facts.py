@@ -1,4 +1,7 @@
-"""What of a run its model card tells, and which files are uploaded with it. Chosen by name: what is not listed here is not told."""
+"""What of a run its model card tells, and which files are uploaded with it.
+
+Chosen by name: what is not listed here is not told.
+"""
 
 from __future__ import annotations
 

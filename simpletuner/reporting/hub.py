@@ -85,7 +85,7 @@ class HubUploads:
 
     @contextmanager
     def telling(self, tell: Tell) -> Iterator[HubUploads]:
-        """What happens to uploads is told to `tell` from now on. At the end of the block they are waited for; if it fails, not."""
+        """What comes of uploads is told to `tell` from now on. At the block's end they are waited for, unless it failed."""
         self._tell = tell
         try:
             yield self

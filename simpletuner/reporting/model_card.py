@@ -1,4 +1,4 @@
-"""The model card: `README.md` beside a run's result, as the hub reads it. Text of facts that are handed in; nothing is looked up.
+"""The model card: `README.md` beside a run's result, as the hub reads it. Text of facts that are handed in.
 
 Names, prompts and captions are other people's words: none of them can become markup, and no path of this machine is told.
 """
@@ -97,8 +97,9 @@ def newest_pictures(folder: Path, step: int) -> list[Picture]:
     for path in (folder / "validation").glob(f"step_{step}_*.png"):
         try:
             with Image.open(path) as image:
-                texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        except OSError:  # no picture after all
+                # Pillow's own kind of str, which YAML would write as an object, becomes a plain one.
+                texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+        except OSError:  # no picture
             continue
         order = re.search(r"_(\d+)_\d+x\d+$", path.stem)
         found.append((int(order[1]) if order else 0, Picture(path.relative_to(folder).as_posix(), texts)))
