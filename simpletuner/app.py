@@ -29,7 +29,7 @@ from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kin
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.hub import HubUploads
 from simpletuner.reporting.metrics import MetricsFile
-from simpletuner.reporting.model_card import CARD, ModelFacts, newest_pictures, write_card
+from simpletuner.reporting.model_card import CARD, ModelFacts, card, newest_pictures
 from simpletuner.reporting.trackers import open_trackers
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
@@ -68,7 +68,7 @@ def train(run: Run) -> Path:
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
-            publish(run, engine, family, sets, shots, config, length, uploads, tell)
+            tell(ResultReady(files_for_others(run, checkpoint.step)))  # an upload that failed is tried again
             return folder
 
         import_model_libraries()
@@ -95,7 +95,9 @@ def train(run: Run) -> Path:
         trainer.fit()
         seconds = time.monotonic() - began_s
         tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=seconds)))
-        publish(run, engine, family, sets, shots, config, length, uploads, tell)
+        if engine.rank == 0:
+            write_model_card(run, family, sets, shots, config, length, uploads)
+        tell(ResultReady(files_for_others(run, length.steps)))
     return folder
 
 
@@ -138,27 +140,22 @@ def signed_in(run: Run, engine: Engine) -> Iterator[HubUploads | None]:
     yield uploads
 
 
-def publish(
+def write_model_card(
     run: Run,
-    engine: Engine,
     family: ModelFamily,
     sets: Sequence[ImageSet],
     shots: Sequence[Shot],
     config: Mapping[str, Any],
     length: Length,
     uploads: HubUploads | None,
-    tell: Tell,
 ) -> None:
-    """Write the model card beside the result, and tell the files that others need. Raises RunError."""
-    if engine.rank != 0:
-        return
+    """`README.md` beside the result. Raises RunError."""
     folder, result = Path(run.checkpointing.output_dir), RESULTS[run.model.model_type]
     repository = uploads.repository if uploads and "/" in uploads.repository else ""
     # The hub's copy lies in a folder of the repository's name, a whole pipeline at its top.
     place = Path(repository.rpartition("/")[2]) if repository else Path()
     place = place if repository and run.model.model_type == "full" else place / result
     base = run.model.pretrained_model_name_or_path or family.flavours[str(run.model.model_flavour)].repository
-    pictures = newest_pictures(folder, length.steps)
     facts = ModelFacts(
         name=repository.rpartition("/")[2] or folder.absolute().name,
         family=run.model.model_family,
@@ -166,12 +163,12 @@ def publish(
         kind=kind_of(run),
         base="" if Path(base).expanduser().exists() else base,
         repository=repository,
-        steps=length.steps,
-        epochs=length.epochs,
+        step=length.steps,
+        length=length.summary,
         usage=family.usage(place, some_prompt(sets, shots)),
         settings=told_settings(run, config),
         datasets=dataset_facts(config, {images.entry.id: used_sizes(images) for images in sets}),
-        pictures=pictures,
+        pictures=newest_pictures(folder, length.steps),
         instance_prompt=instance_prompt(config),
         note=run.hub.model_card_note or "",
         is_safe_for_work=run.hub.model_card_safe_for_work,
@@ -179,11 +176,16 @@ def publish(
         paths=local_paths(run),
     )
     try:
-        write_whole(folder / CARD, write_card(facts).encode())
+        write_whole(folder / CARD, card(facts).encode())
     except OSError as error:
         mend = "the weights are saved; make room there, and start the same command again for the card."
         raise RunError(f"The model card {folder / CARD} could not be written: {error}.", mend=mend) from error
-    tell(ResultReady(result_files(folder, result, pictures)))
+
+
+def files_for_others(run: Run, step: int) -> dict[str, Path]:
+    """What is uploaded of a run that ended at `step`, by its place in a repository."""
+    folder = Path(run.checkpointing.output_dir)
+    return result_files(folder, RESULTS[run.model.model_type], newest_pictures(folder, step))
 
 
 def some_prompt(sets: Sequence[ImageSet], shots: Sequence[Shot]) -> str:

@@ -96,6 +96,7 @@ def result_files(folder: Path, result: str, pictures: Sequence[Picture]) -> dict
     A whole pipeline's folder is laid out at the top, where `from_pretrained` looks for it.
     """
     files = {CARD: folder / CARD, "simpletuner_config.json": folder / "config.json"}
+    files |= {picture.file: folder / picture.file for picture in pictures}
     if (folder / result).is_dir():
         files |= {path.relative_to(folder / result).as_posix(): path for path in _files(folder / result)}
         files |= {
@@ -103,8 +104,8 @@ def result_files(folder: Path, result: str, pictures: Sequence[Picture]) -> dict
         }
     else:
         beside = (folder / result, folder / "lycoris_config.json", *_files(folder / "ema"))
-        files |= {path.relative_to(folder).as_posix(): path for path in beside if path.is_file()}
-    return {**files, **{picture.file: folder / picture.file for picture in pictures}, CARD: folder / CARD}
+        files |= {path.relative_to(folder).as_posix(): path for path in beside}
+    return {place: path for place, path in files.items() if path.is_file()}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image
 
-__all__ = ["CARD", "DatasetFacts", "ModelFacts", "Picture", "newest_pictures", "write_card"]
+__all__ = ["CARD", "DatasetFacts", "ModelFacts", "Picture", "card", "newest_pictures"]
 
 CARD = "README.md"
 MOST_PICTURES = 24
 """More would make a page that nobody waits for; the others stay in the run's folder."""
-SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$])")
-"""What Markdown gives a meaning somewhere."""
+SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+"""What Markdown gives a meaning in the middle of a line."""
 CODED = re.compile(r"[\\`*_{}\[\]()#+!|~$<>&]")
 """The same and HTML's, where only entities escape."""
 
@@ -58,8 +58,10 @@ class ModelFacts:
     """The base model's hub repository; "" where it was a folder of this machine."""
     repository: str
     """Where it is uploaded as `owner/name`; "" if nowhere."""
-    steps: int
-    epochs: float
+    step: int
+    """Where training ended."""
+    length: str
+    """In words: "2,000 optimiser steps: 12.5 epochs of 160 steps"."""
     usage: str
     """Python that makes a picture."""
     settings: Mapping[str, Any]
@@ -75,7 +77,7 @@ class ModelFacts:
     """Paths of this machine that `usage` may hold."""
 
 
-def write_card(facts: ModelFacts) -> str:
+def card(facts: ModelFacts) -> str:
     """The whole file."""
     parts = [
         f"---\n{_front_matter(facts)}\n---",
@@ -135,9 +137,9 @@ def _widget(picture: Picture) -> dict[str, Any]:
 
 
 def _opening(facts: ModelFacts) -> str:
-    base = f"[{_plain(facts.base)}](https://huggingface.co/{facts.base})" if facts.base else "a base model that lay in a folder"
+    base = f"[{_plain(facts.base)}](https://huggingface.co/{facts.base})" if facts.base else "a base model in a local folder"
     what = "A full fine-tune" if facts.kind == "full fine-tune" else f"A {facts.kind} adapter"
-    return f"{what} of {_plain(facts.title)}, trained from {base} with SimpleTuner."
+    return f"{what} of {_plain(facts.title)}, trained with SimpleTuner from {base}."
 
 
 def _gallery(facts: ModelFacts) -> str:
@@ -150,7 +152,7 @@ def _gallery(facts: ModelFacts) -> str:
         name = told.get("nickname", "") + (" (average)" if told.get("weights") == "ema" else "")
         cells = [name, told.get("prompt", ""), size[1] if size else "", *(told.get(key, "") for key in ("seed", "guidance"))]
         rows.append(f"| {' | '.join(_plain(cell) for cell in (*cells, told.get('inference_steps', '')))} |")
-    return "\n".join(["## Gallery", "", f"At step {facts.steps:,}.", "", "<Gallery />", "", *rows])
+    return "\n".join(["## Gallery", "", f"At step {facts.step:,}.", "", "<Gallery />", "", *rows])
 
 
 def _how_to_use(facts: ModelFacts) -> str:
@@ -175,8 +177,7 @@ def _folder(facts: ModelFacts) -> str:
 
 def _training(facts: ModelFacts) -> str:
     rows = [f"| {_code(name)} | {_code(_shown(value))} |" for name, value in facts.settings.items()]
-    head = f"{facts.steps:,} optimiser steps, {facts.epochs:.4g} epochs."
-    return "\n".join(["## Training", "", head, "", "| option | value |", "|---|---|", *rows])
+    return "\n".join(["## Training", "", f"{facts.length}.", "", "| option | value |", "|---|---|", *rows])
 
 
 def _data(datasets: Sequence[DatasetFacts]) -> str:
@@ -197,7 +198,12 @@ def _licence(facts: ModelFacts) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """As users write it: a size as "1024x768", whole numbers without a point."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(edge, int) for edge in value):
+        return f"{value[0]}x{value[1]}"
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:
@@ -208,8 +214,11 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A value as code, in a table too. Not between backticks: there nothing could be escaped."""
-    return f"<code>{CODED.sub(lambda mark: f'&#{ord(mark[0])};', ' '.join(text.split()))}</code>"
+    """A value as code, in a table too. What would end the backticks or the cell is written as entities."""
+    line = " ".join(text.split())
+    if line and not re.search("[`|]", line):
+        return f"`{line}`"
+    return f"<code>{CODED.sub(lambda mark: f'&#{ord(mark[0])};', line)}</code>"
 
 
 def _fenced(code: str, language: str) -> str:

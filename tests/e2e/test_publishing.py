@@ -47,6 +47,8 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
         }
         said = workspace.run("train", "--log_step_interval=1")
         first = len(hub.commits)
+        text = (output / "README.md").read_text()
+        (output / "README.md").write_text(f"{text}\nLicence: mine.\n")
         said += workspace.run("train", "--log_step_interval=1")
 
     # the hub
@@ -69,6 +71,7 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
     assert "load_lora_weights('emoji/pytorch_lora_weights.safetensors')" in card.content
     assert "- pictures: 4" in card.content
     assert str(workspace.folder) not in card.content
+    assert card.content.endswith("Licence: mine.\n"), "a finished run's card is uploaded as it is, not written anew"
 
     # the trackers
     board = EventAccumulator(str(output / "logs" / "tensorboard")).Reload()

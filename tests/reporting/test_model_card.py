@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from simpletuner.config.run import Run
 from simpletuner.reporting.card_facts import dataset_facts, local_paths, result_files, told_settings
-from simpletuner.reporting.model_card import DatasetFacts, ModelFacts, Picture, newest_pictures, write_card
+from simpletuner.reporting.model_card import DatasetFacts, ModelFacts, Picture, card, newest_pictures
 
 EVIL = (
     '</code></table><script>alert("x")</script> | `code` ``` **bold** [a](b) ![c](d) #h\n\n'
@@ -28,11 +28,11 @@ FACTS = ModelFacts(
     kind="LoRA",
     base="maker/base-model",
     repository="tester/emoji",
-    steps=1200,
-    epochs=12.5,
+    step=1200,
+    length="1,200 optimiser steps: 12.5 epochs of 96 steps",
     usage="pipeline.load_lora_weights('emoji/pytorch_lora_weights.safetensors')\n",
     settings={"learning_rate": 1e-4, "optimizer": "adamw_bf16"},
-    datasets=[DatasetFacts("pictures", 40, {"resolution": 512, "repeats": 3})],
+    datasets=[DatasetFacts("pictures", 40, {"resolution": [1024, 768], "repeats": 3})],
     pictures=[
         Picture(
             "validation/step_1200_cat_1_64x32.png",
@@ -44,7 +44,7 @@ FACTS = ModelFacts(
 
 
 def test_the_hub_s_parser_finds_what_it_shows() -> None:
-    data = ModelCard(write_card(FACTS)).data.to_dict()
+    data = ModelCard(card(FACTS)).data.to_dict()
     assert data["base_model"] == "maker/base-model"
     assert data["base_model_relation"] == "adapter"
     assert (data["license"], data["license_link"]) == ("other", "https://huggingface.co/maker/base-model")
@@ -61,24 +61,25 @@ def test_the_hub_s_parser_finds_what_it_shows() -> None:
 
 
 def test_the_text_tells_how_to_use_it_with_what_it_was_trained_and_of_whose_licence_it_is() -> None:
-    text = write_card(FACTS)
+    text = card(FACTS)
     for wanted in (
         "hf download tester/emoji --local-dir emoji",
         "```python\npipeline.load_lora_weights('emoji/pytorch_lora_weights.safetensors')\n```",
-        "1,200 optimiser steps, 12.5 epochs",
+        "1,200 optimiser steps: 12.5 epochs of 96 steps.",
         "### pictures\n\n- pictures: 40",
-        "[maker/base\\-model](https://huggingface.co/maker/base-model)",
+        "[maker/base-model](https://huggingface.co/maker/base-model)",
         "its licence applies to them",
         "<Gallery />",
+        "| `learning_rate` | `0.0001` |",
+        "- `resolution`: `1024x768`",
     ):
         assert wanted in text
-    assert re.search(r"learning&#95;rate</code> \| <code>0.0001</code>", text)
 
 
 def test_a_base_of_this_machine_is_no_link_and_its_path_is_not_told() -> None:
     usage = "SanaPipeline.from_pretrained('/home/me/models/sana')"
     local = replace(FACTS, base="", repository="", usage=usage, paths=("/home/me", "/home/me/models/sana"))
-    text = write_card(local)
+    text = card(local)
     assert "/home/me" not in text
     assert "from_pretrained('path/to/sana')" in text
     data = ModelCard(text).data.to_dict()
@@ -96,11 +97,11 @@ def test_other_people_s_words_become_no_markup() -> None:
         instance_prompt=EVIL,
         usage=f"pipeline({EVIL!r})",
     )
-    card = ModelCard(write_card(facts))
-    assert card.data.to_dict()["license"] == "other"
-    assert card.data.to_dict()["widget"][0]["text"] == EVIL
-    outside_code = re.sub(r"(````+)python\n.*?\n\1", "", card.text, flags=re.DOTALL)
-    assert outside_code != card.text
+    page = ModelCard(card(facts))
+    assert page.data.to_dict()["license"] == "other"
+    assert page.data.to_dict()["widget"][0]["text"] == EVIL
+    outside_code = re.sub(r"(````+)python\n.*?\n\1", "", page.text, flags=re.DOTALL)
+    assert outside_code != page.text
     assert "<script" not in outside_code
     assert outside_code.count("<Gallery />") == 1
     assert "[a](b)" not in outside_code
@@ -109,7 +110,7 @@ def test_other_people_s_words_become_no_markup() -> None:
 
 
 def test_a_note_stands_as_written_and_a_card_may_be_safe_for_work() -> None:
-    text = write_card(replace(FACTS, note="Trained for **Ada**.", is_safe_for_work=True))
+    text = card(replace(FACTS, note="Trained for **Ada**.", is_safe_for_work=True))
     assert "\n\nTrained for **Ada**.\n\n" in text
     assert "not-for-all-audiences" not in ModelCard(text).data.to_dict()["tags"]
 
@@ -125,7 +126,7 @@ def test_the_newest_pictures_come_in_the_order_of_the_prompts_with_their_own_met
     found = newest_pictures(tmp_path, 10)
     assert [picture.facts["nickname"] for picture in found] == ["<validation>", "<你好>", "<b>"]
     assert all((tmp_path / picture.file).is_file() for picture in found)
-    data = ModelCard(write_card(replace(FACTS, pictures=found))).data.to_dict()
+    data = ModelCard(card(replace(FACTS, pictures=found))).data.to_dict()
     assert [one["text"] for one in data["widget"]] == ["a | b"] * 3, "and YAML has them as text"
 
 
@@ -199,6 +200,8 @@ def test_a_pipeline_is_uploaded_to_the_top_and_an_adapter_with_its_average(tmp_p
         "transformer/weights.safetensors": "pipeline/transformer/weights.safetensors",
         "ema/model_index.json": "ema/pipeline/model_index.json",
     }
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "validation" / "a.png").touch()
     (tmp_path / "adapter.safetensors").touch()
     (tmp_path / "ema" / "adapter.safetensors").touch()
     picture = Picture("validation/a.png", {})
@@ -209,5 +212,5 @@ def test_a_pipeline_is_uploaded_to_the_top_and_an_adapter_with_its_average(tmp_p
 
 @pytest.mark.parametrize("name", ["emoji", EVIL])
 def test_the_text_begins_with_one_heading(name: str) -> None:
-    body = ModelCard(write_card(replace(FACTS, name=name))).text
+    body = ModelCard(card(replace(FACTS, name=name))).text
     assert [line[:2] for line in body.splitlines() if re.match("# ", line)] == ["# "]
