@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ __all__ = ["TensorboardTracker"]
 
 FLUSH_S = 10
 """Longest time for which the newest figures are not yet in the file."""
+QUEUE = 100
+"""Events that a slow disk may leave waiting before it holds the caller up."""
 
 
 class TensorboardTracker:
@@ -36,14 +38,10 @@ class TensorboardTracker:
         if isinstance(event, RunStarted):
             self._start(event.step)
         elif isinstance(event, Stepped | Measured):
-            for name, value in figures(event).items():
-                self._write(event.step, tag=name, simple_value=value)
-            if isinstance(event, Measured):
-                for name, points in event.curves.items():
-                    for x, y in points:
-                        self._write(event.step, tag=f"{name}/at_{x:g}", simple_value=y)
+            values = [{"tag": name, "simple_value": value} for name, value in figures(event).items()]
+            self._write(event.step, [*values, *(_points(event) if isinstance(event, Measured) else ())])
         elif isinstance(event, Painted):
-            self._write(event.step, tag=tag(event), image=_picture(event.path))
+            self._write(event.step, [{"tag": tag(event), "image": _picture(event.path)}])
         elif isinstance(event, RunFinished) and self._writer is not None:
             self._writer.flush()
 
@@ -67,11 +65,11 @@ class TensorboardTracker:
         text = f"```json\n{json.dumps(self._config, indent=2, ensure_ascii=False)}\n```"
         self._opened().add_event(Record(wall_time=time.time(), step=step, summary=text_pb("config", text)))
 
-    def _write(self, step: int, **value: Any) -> None:
+    def _write(self, step: int, values: Iterable[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as Record
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(value=[Summary.Value(**value)])
+        summary = Summary(value=[Summary.Value(**value) for value in values])
         self._opened().add_event(Record(wall_time=time.time(), step=step, summary=summary))
 
     def _opened(self) -> Any:
@@ -79,8 +77,14 @@ class TensorboardTracker:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventFileWriter(str(self._folder), flush_secs=FLUSH_S)
+            self._writer = EventFileWriter(str(self._folder), max_queue_size=QUEUE, flush_secs=FLUSH_S)
         return self._writer
+
+
+def _points(event: Measured) -> Iterator[dict[str, Any]]:
+    """TensorBoard draws over steps only: each point of a curve is a figure of its own, "eval_loss/at_0.1"."""
+    for name, points in event.curves.items():
+        yield from ({"tag": f"{name}/at_{x:g}", "simple_value": y} for x, y in points)
 
 
 def _picture(path: Path) -> Any:
