@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections import deque
 from dataclasses import dataclass
+from fractions import Fraction
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -41,6 +42,8 @@ class Due:
 
     steps: int = 0
     """Every so many optimiser steps; 0 never for this reason."""
+    epoch_steps: Fraction = Fraction(0)
+    """The optimiser steps of an interval that is counted in epochs, not rounded; due when one ends. 0 never for this reason."""
     at_start: bool = False
     at_end: bool = False
     asked: Literal["", "save", "validate"] = ""
@@ -56,8 +59,11 @@ class Due:
         return wanted or (is_end and self.at_end) or self.falls_on(step)
 
     def falls_on(self, step: int) -> bool:
-        """Whether `step` is one of those at the interval."""
-        return step > 0 and self.steps > 0 and step % self.steps == 0
+        """Whether `step` is one of those at the intervals."""
+        if step <= 0:
+            return False
+        ends_epochs = self.epoch_steps > 0 and step // self.epoch_steps > (step - 1) // self.epoch_steps
+        return ends_epochs or (self.steps > 0 and step % self.steps == 0)
 
 
 class Job(Protocol):
