@@ -24,7 +24,7 @@ from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import by_use, length_of, open_sets, plan_of, shots_of, steps_of
+from simpletuner.preflight import by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
@@ -78,10 +78,8 @@ def train(run: Run) -> Path:
             seed=run.training.seed, dropout=run.training.caption_dropout_probability,
             ranks=engine, accumulation=run.training.gradient_accumulation_steps,
         )  # fmt: skip
-        judge = Judge(
-            run, judged, latents[len(trained) :], prompts,
-            epoch_steps=steps_of(run.eval_loss.eval_epoch_interval or 0, run, stream, ranks=engine.ranks),
-        )  # fmt: skip
+        per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
+        judge = Judge(run, judged, latents[len(trained) :], prompts, steps_per_epoch=per_epoch)
         # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
         jobs: list[Job] = [Checkpoints(run, config), judge, Gallery(run, shots, prompts)]
         trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)

@@ -24,7 +24,18 @@ from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "by_use", "inspect", "length_of", "open_sets", "plan_of", "shots_of", "steps_of"]
+__all__ = [
+    "Bucket",
+    "Length",
+    "Report",
+    "by_use",
+    "inspect",
+    "length_of",
+    "open_sets",
+    "plan_of",
+    "shots_of",
+    "steps_per_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -227,16 +238,16 @@ def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
     if training.max_train_steps:
         limits.append(training.max_train_steps)
     if training.num_train_epochs:
-        limits.append(math.ceil(steps_of(training.num_train_epochs, run, stream, ranks=ranks)))
+        # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
+        limits.append(math.ceil(Fraction(repr(training.num_train_epochs)) * stream.epoch_length / step_batches))
     assert limits, "config/derive.py sets a length where the user set none"
     steps = min(limits)
     return Length(steps, per_epoch, steps / per_epoch)
 
 
-def steps_of(epochs: float, run: Run, stream: Stream, *, ranks: int) -> Fraction:
-    """The optimiser steps that make so many epochs, not rounded."""
-    # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
-    return Fraction(repr(epochs)) * stream.epoch_length / (ranks * run.training.gradient_accumulation_steps)
+def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:
+    """Optimiser steps in an epoch; no whole number need be."""
+    return Fraction(stream.epoch_length, ranks * run.training.gradient_accumulation_steps)
 
 
 def _judged_table(images: ImageSet) -> list[Bucket]:

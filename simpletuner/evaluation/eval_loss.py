@@ -30,7 +30,7 @@ from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import Weights, standing
 from simpletuner.events import Measured, Notice, Progress
-from simpletuner.training.jobs import Due
+from simpletuner.training.jobs import Due, interval_steps
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
@@ -91,15 +91,15 @@ class Judge:
         latents: Sequence[LatentStore],
         prompts: PromptStore,
         *,
-        epoch_steps: Fraction,
+        steps_per_epoch: Fraction,
     ) -> None:
-        """`epoch_steps` are the optimiser steps of `eval_epoch_interval`, 0 where it is unset."""
         options = run.eval_loss
         assert options.eval_steps_interval is not None, "config/derive.py fills in eval_steps_interval"
         assert len(sets) == len(latents), "one store for each set"
         self.due = Due()
         if sets:
-            self.due = Due(options.eval_steps_interval, epoch_steps=epoch_steps, at_start=True, at_end=True)
+            by_epochs = interval_steps(options.eval_epoch_interval, steps_per_epoch)
+            self.due = Due(options.eval_steps_interval, by_epochs, at_start=True, at_end=True)
         self._times = options.eval_timesteps
         self._pooled = options.eval_dataset_pooling or len(sets) == 1
         self._shows_ema = run.ema.use_ema and run.ema.ema_validation != "none"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Asked", "Due", "Inbox", "Job"]
+__all__ = ["Asked", "Due", "Inbox", "Job", "interval_steps"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Due:
     steps: int = 0
     """Every so many optimiser steps; 0 never for this reason."""
     epoch_steps: Fraction = Fraction(0)
-    """The optimiser steps of an interval that is counted in epochs, not rounded; due when one ends. 0 never for this reason."""
+    """The same as epochs make it, `interval_steps`: no whole number need be. Due at the first step that has come so far."""
     at_start: bool = False
     at_end: bool = False
     asked: Literal["", "save", "validate"] = ""
@@ -59,11 +59,16 @@ class Due:
         return wanted or (is_end and self.at_end) or self.falls_on(step)
 
     def falls_on(self, step: int) -> bool:
-        """Whether `step` is one of those at the intervals."""
+        """Whether `step` is one of those at the interval."""
         if step <= 0:
             return False
-        ends_epochs = self.epoch_steps > 0 and step // self.epoch_steps > (step - 1) // self.epoch_steps
-        return ends_epochs or (self.steps > 0 and step % self.steps == 0)
+        by_steps = self.steps > 0 and step % self.steps == 0
+        return by_steps or (self.epoch_steps > 0 and step // self.epoch_steps > (step - 1) // self.epoch_steps)
+
+
+def interval_steps(epochs: float | None, steps_per_epoch: Fraction) -> Fraction:
+    """An interval of `epochs`, which may be a decimal (0.5: twice an epoch), in optimiser steps; 0 for None: never."""
+    return Fraction(repr(epochs)) * steps_per_epoch if epochs else Fraction(0)  # as written: 0.1 is a tenth
 
 
 class Job(Protocol):

@@ -115,6 +115,6 @@ def judged(run: Run, family: ModelFamily, embeds: Embeds, error: float) -> Measu
     pictures, told = Native(family), list[Event]()
     oracle: Any = Oracle(family, error, TrainState())
     oracle.tell = told.append
-    Judge(run, [pictures], [pictures], Encoded(embeds), epoch_steps=Fraction(0)).run(oracle)  # type: ignore[arg-type,list-item]
+    Judge(run, [pictures], [pictures], Encoded(embeds), steps_per_epoch=Fraction(5)).run(oracle)  # type: ignore[arg-type,list-item]
     [measured] = [event for event in told if isinstance(event, Measured)]
     return measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,5 +63,5 @@ class Pictures:
         return torch.randn(shape, generator=torch.Generator().manual_seed(sample)).half()
 
 
-def judge_of(run: Run, sets: Sequence[Pictures], **options: Any) -> Judge:
-    return Judge(run, sets, sets, Prompts(), **{"epoch_steps": 0, **options})  # type: ignore[arg-type]
+def judge_of(run: Run, sets: Sequence[Pictures]) -> Judge:
+    return Judge(run, sets, sets, Prompts(), steps_per_epoch=Fraction(5))  # type: ignore[arg-type]

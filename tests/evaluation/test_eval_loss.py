@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
@@ -15,7 +14,7 @@ from simpletuner.errors import RunError
 from simpletuner.evaluation.eval_loss import BASE, chosen, dealt, quantiles, slices
 from simpletuner.events import Measured, Notice
 from tests.evaluation.eval_fakes import JudgedFamily, Pictures, judge_of
-from tests.training.training_fakes import Group, Stream, Told, make_run, stir, trainer_of
+from tests.training.training_fakes import Group, Told, make_run, stir, trainer_of
 
 
 def fitted(folder: Path, sets: list[Any], *, steps: int = 2, options: dict[str, Any] | None = None, **more: Any) -> Any:
@@ -180,11 +179,9 @@ def test_a_run_that_ends_at_no_interval_is_judged_at_its_end_and_one_without_set
 
 
 def test_steps_and_decimals_of_epochs_both_count(tmp_path: Path) -> None:
-    run, told = make_run(tmp_path, eval_steps_interval=4, eval_timesteps=1), Told()
-    job = judge_of(run, [Pictures()], epoch_steps=Fraction(5, 2))  # half an epoch of the stream
-    with trainer_of(run, steps=8, jobs=[job], told=told, family=JudgedFamily(), stream=Stream()) as trainer:
-        trainer.fit()
-    assert [one.step for one in told.of(Measured)] == [0, 3, 4, 5, 8]
+    options = {"eval_steps_interval": 4, "eval_epoch_interval": 0.5}
+    measured = fitted(tmp_path, [Pictures()], steps=8, options=options)[0]
+    assert [one.step for one in measured] == [0, 3, 4, 5, 8], "an epoch has five steps"
 
 
 def test_what_it_costs_is_said_at_the_start(tmp_path: Path) -> None:
