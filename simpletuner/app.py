@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ def train(run: Run) -> Path:
             return folder
 
         import_model_libraries()
+        gc.freeze()  # what was imported stays: else the collection after each encoder searches it all, a third of a second
         prompts = open_store(run, family)
         fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
         latents = fill_latents(
