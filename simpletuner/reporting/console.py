@@ -15,7 +15,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from simpletuner.events import Event, Notice, Painted, Progress, RunFinished, RunStarted, Saved, Stepped
+from simpletuner.events import Event, Measured, Notice, Painted, Progress, RunFinished, RunStarted, Saved, Stepped
+from simpletuner.reporting.measured import measured_line
 
 __all__ = ["Console", "duration"]
 
@@ -84,6 +85,8 @@ class Console:
         """Show an event, if it weighs enough for `level`."""
         if isinstance(event, Notice):
             self._line(event.text, "warning" if event.level == "warning" else "info")
+        elif isinstance(event, Measured):
+            self._line(measured_line(event), "info")
         elif isinstance(event, Painted):
             self._line(f"Painted {event.path}", "debug")
         elif isinstance(event, Saved):

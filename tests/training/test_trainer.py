@@ -352,3 +352,17 @@ def test_kept_gradient_memory_trains_the_same(tmp_path: Path, optimizer: str) ->
     (losses, weights), (kept_losses, kept_weights) = results
     assert losses == kept_losses
     assert all(torch.equal(weights[name], kept_weights[name]) for name in weights)
+
+
+def test_a_log_point_tells_the_loss_of_each_tenth_of_time_that_was_drawn(tmp_path: Path) -> None:
+    class Late(Family):
+        def density(self, latent_HW: tuple[int, int]) -> Any:
+            return lambda u_B: 0.3 + 0.1 * (u_B > 0.5)  # of two samples a step, one in each half of u
+
+    told = Told()
+    with trainer_of(make_run(tmp_path), steps=1, told=told, family=Late()) as trainer:
+        loss_B = trainer.loss(make_batch(0, 0)).tolist()
+        trainer.fit()
+    [stepped] = told.of(Stepped)
+    by_time = {name: value for name, value in stepped.extra.items() if name.startswith("loss_by_time")}
+    assert by_time == {"loss_by_time/0.3-0.4": loss_B[0], "loss_by_time/0.4-0.5": loss_B[1]}

@@ -7,6 +7,7 @@ from simpletuner.config.sections.adapter import Adapter
 from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
+from simpletuner.config.sections.eval_loss import EvalLoss
 from simpletuner.config.sections.flow import Flow
 from simpletuner.config.sections.hub import Hub
 from simpletuner.config.sections.kernels import Kernels
@@ -26,6 +27,7 @@ __all__ = [
     "Checkpointing",
     "Data",
     "Ema",
+    "EvalLoss",
     "Flow",
     "Hub",
     "Kernels",
@@ -54,6 +56,7 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,
+    "eval_loss": EvalLoss,
     "reporting": Reporting,
     "trackers": Trackers,
     "hub": Hub,
