@@ -19,6 +19,7 @@ __all__ = [
     "Painted",
     "Previewed",
     "Progress",
+    "ResultReady",
     "RunFinished",
     "RunStarted",
     "Saved",
@@ -117,6 +118,13 @@ class Saved(Event):
     path: Path
     step: int
     final: bool = False
+
+
+@dataclass(frozen=True)
+class ResultReady(Event):
+    """All that a finished run leaves for others to use lies on disk: `files` by their place in a repository of it."""
+
+    files: dict[str, Path]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 # Two cores that spin for each other make a tiny step fifteen times slower; set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Callable
 from pathlib import Path

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_memory
+from simpletuner.config import rules_memory, rules_publishing
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -45,6 +45,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _datasets(run)
     yield from _text_cache(run)
     yield from rules_memory.check(run)
+    yield from rules_publishing.check(run)
     for dataset in run.picture_sets:
         yield from _captions(dataset)
         yield from _sizes(dataset)

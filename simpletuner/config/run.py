@@ -16,6 +16,7 @@ from simpletuner.config.sections import (
     Ema,
     EvalLoss,
     Flow,
+    Hub,
     Kernels,
     Memory,
     Model,
@@ -23,6 +24,7 @@ from simpletuner.config.sections import (
     Optimizer,
     Precision,
     Reporting,
+    Trackers,
     Training,
     Validation,
 )
@@ -83,6 +85,8 @@ class Run:
     validation: Validation
     eval_loss: EvalLoss
     reporting: Reporting
+    trackers: Trackers
+    hub: Hub
     family: Section
     """The family's own options."""
     datasets: tuple[ImageDataset, ...]

@@ -77,10 +77,13 @@ def unknown(problems: list[str]) -> set[str]:
     return {match[1] for match in found if match}
 
 
-def test_of_the_cascade_pages_config_only_what_later_versions_bring_is_unknown(project: Project) -> None:
+def test_the_cascade_pages_config_loads_and_its_hub_name_alone_uploads_nothing(project: Project) -> None:
     project.write("config/stable_cascade/multidatabackend.json", (project.root / "config/multidatabackend.json").read_text())
     project.options(**CASCADE_PAGE)
-    assert unknown(project.problems()) == {"hub_model_id", "report_to"}
+    run = project.run()
+    assert run.trackers.trackers == ("wandb",)
+    assert (run.hub.hub_model_id, run.hub.push_to_hub) == ("stable-cascade-stage-c-lora", False)
+    assert any("`hub_model_id` has no effect here" in notice for notice in run.notices)
 
 
 def test_of_the_cascade_pages_datasets_only_what_later_versions_bring_is_unknown(project: Project) -> None:

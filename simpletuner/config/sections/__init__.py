@@ -9,6 +9,7 @@ from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.eval_loss import EvalLoss
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.hub import Hub
 from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
@@ -16,6 +17,7 @@ from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.trackers import Trackers
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
 
@@ -27,6 +29,7 @@ __all__ = [
     "Ema",
     "EvalLoss",
     "Flow",
+    "Hub",
     "Kernels",
     "Memory",
     "Model",
@@ -34,6 +37,7 @@ __all__ = [
     "Optimizer",
     "Precision",
     "Reporting",
+    "Trackers",
     "Training",
     "Validation",
 ]
@@ -54,4 +58,6 @@ SECTIONS: dict[str, type[Section]] = {
     "validation": Validation,
     "eval_loss": EvalLoss,
     "reporting": Reporting,
+    "trackers": Trackers,
+    "hub": Hub,
 }
