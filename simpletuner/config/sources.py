@@ -145,7 +145,8 @@ def _unique(path: Path, cwd: Path, pairs: list[tuple[str, Any]]) -> dict[str, An
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen and seen[key] != value:
-            what = f"{shown(path, cwd)} says `{key}` twice: {json.dumps(masked(seen[key], key))} and {json.dumps(masked(value, key))}."
+            one, other = (json.dumps(masked(each, key)) for each in (seen[key], value))
+            what = f"{shown(path, cwd)} says `{key}` twice: {one} and {other}."
             raise ConfigError([Problem(canonical_key(key), what, mend="Keep one of them.")])
         seen[key] = value
     return seen

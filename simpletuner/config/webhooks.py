@@ -25,6 +25,7 @@ __all__ = ["LEVELS", "Endpoint", "endpoints_of", "secrets_of", "webhook_problems
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 KINDS = ("discord", "raw")
+CHOICES = {"webhook_type": KINDS, "log_level": LEVELS}
 
 URL = Setting("an address such as https://host/path", lambda value: isinstance(value, str) and _is_address(value))
 TEXT = Setting("text", lambda value: isinstance(value, str))
@@ -155,9 +156,7 @@ def _misfit(key: str, value: Any, place: str) -> Problem:
     mend = ""
     if value == MASK and key in SECRETS:
         mend = "It was blotted out when the config was saved: write it anew, best as {env:NAME}."
-    elif key == "webhook_type" and (near := nearest(str(value), KINDS)):
-        mend = f'Did you mean "{near}"?'
-    elif key == "log_level" and (near := nearest(str(value), LEVELS)):
+    elif near := nearest(str(value), CHOICES.get(key, ())):
         mend = f'Did you mean "{near}"?'
     elif key in ("webhook_url", "callback_url") and isinstance(value, str) and _has_login(value):
         mend = "Write it without user and password; `auth_token` is sent as a bearer token."

@@ -21,9 +21,9 @@ class Reporting(Section):
     """How much the console tells; the libraries beneath are as quiet or as talkative."""
 
     webhook_config: dict[str, Any] | tuple[dict[str, Any], ...] | str | None = option(None, path="input")
-    """Who is told of the run while it goes: an object, a list of them, or a JSON file of either. Keys: `webhook_type` (`discord`
-    or `raw`), `webhook_url` or `callback_url`, `message_prefix`, `log_level`, `auth_token`, `ssl_no_verify`. Write secrets as
-    `{env:NAME}`."""
+    """Who is told of the run while it goes: an object, a list of them, or a JSON file of either. Keys: `webhook_type`
+    (`discord` or `raw`), `webhook_url` or `callback_url`, `message_prefix`, `log_level`, `auth_token`, `ssl_no_verify`. Secrets are best
+    written as `{env:NAME}`."""
 
     @field_validator("webhook_config")
     @classmethod
