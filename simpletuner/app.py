@@ -11,6 +11,7 @@ from typing import Any
 
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Run
+from simpletuner.config.webhooks import secrets_of
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
@@ -25,7 +26,9 @@ from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
+from simpletuner.reporting.failure import telling_failures
 from simpletuner.reporting.metrics import MetricsFile
+from simpletuner.reporting.webhooks import webhooks
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
@@ -109,8 +112,13 @@ def reporting(run: Run, engine: Engine) -> Iterator[Tell]:
         yield _nobody
         return
     metrics = MetricsFile(Path(run.checkpointing.output_dir) / "metrics.jsonl")
-    with closing(metrics), Console(run.reporting.log_level) as console:
-        yield Bus([console, metrics])
+    with (
+        closing(metrics),
+        Console(run.reporting.log_level) as console,
+        webhooks(run) as hooks,
+        telling_failures(Bus([console, metrics, *hooks]), secrets_of(run)) as tell,
+    ):
+        yield tell
 
 
 def record(run: Run, folder: Path, sets: Sequence[ImageSet], config: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Painted",
     "Previewed",
     "Progress",
+    "RunFailed",
     "RunFinished",
     "RunStarted",
     "Saved",
@@ -74,6 +75,8 @@ class Stepped(Event):
     samples_per_s: float
     time: str
     extra: dict[str, float] = field(default_factory=dict)
+    upcoming: dict[str, int] = field(default_factory=dict)
+    """Steps until the next checkpoint, gallery and the like."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,16 @@ class RunFinished(Event):
     """Training ended at `step`."""
 
     step: int
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The run ended before its time: by a failure or, if `is_stopped`, as the user wished. Words for users, without secrets."""
+
+    what: str
+    why: str = ""
+    mend: str = ""
+    is_stopped: bool = False
 
 
 Tell = Callable[[Event], None]
