@@ -77,6 +77,8 @@ class Stepped(Event):
     extra: dict[str, float] = field(default_factory=dict)
     upcoming: dict[str, int] = field(default_factory=dict)
     """Steps until the next checkpoint, gallery and the like."""
+    steps_per_s: float = 0.0
+    """Optimiser steps; 0 if unknown."""
 
 
 @dataclass(frozen=True)
