@@ -8,7 +8,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_as_before() -> Iterator[None]:
+    """A command that is run in this process hands its `log_level` on to it."""
+    log = logging.getLogger("simpletuner")
+    level, environ = log.level, dict(os.environ)
+    yield
+    log.setLevel(level)
+    for name in set(os.environ) - set(environ):
+        if name.endswith("_VERBOSITY") or name == "HF_HUB_DISABLE_PROGRESS_BARS":
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -183,8 +183,11 @@ def _small_enough(file: Attachment) -> Attachment:
     if len(file.content) <= MOST_FILE_BYTES:
         return file
     smaller = io.BytesIO()
-    with Image.open(io.BytesIO(file.content)) as image:
-        image.convert("RGB").save(smaller, format="JPEG", quality=90)
+    try:
+        with Image.open(io.BytesIO(file.content)) as image:
+            image.convert("RGB").save(smaller, format="JPEG", quality=90)
+    except OSError:  # no picture after all: Discord will say so
+        return file
     return Attachment(f"{file.name.removesuffix('.png')}.jpg", smaller.getvalue())
 
 

@@ -15,7 +15,8 @@ TOKEN = "t0ken-of-mine"
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     started = Server()
     yield started
     started.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import ssl
 import threading
 import time
 from collections import deque
@@ -53,7 +54,7 @@ class Request:
 class Server:
     """Answers 200, but for the next requests as `script` says; `always` overrules that for all the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.received: list[Request] = []
         self.script: deque[Does] = deque()
         self.always = Does()
@@ -61,7 +62,9 @@ class Server:
         self._released = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/hooks/1/s3cr3t"
+        if context is not None:
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self._http.server_port}/hooks/1/s3cr3t"
         threading.Thread(target=lambda: self._http.serve_forever(0.01), daemon=True).start()
 
     def wait_for(self, count: int, within_s: float = 5.0) -> list[Request]:
@@ -108,7 +111,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # of a machine that has a proxy
     started = Server()
     yield started
     started.stop()

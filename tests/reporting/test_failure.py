@@ -22,9 +22,14 @@ FAILURES = [
 @pytest.mark.parametrize(("error", "expected"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
 def test_what_ends_a_run_is_told_without_secrets_and_goes_on_its_way(error: BaseException, expected: RunFailed) -> None:
     told: list[Event] = []
-    with pytest.raises(type(error)) as caught, telling_failures(told.append, ["s3cr3t"]) as tell:
-        tell(Notice("before"))
-        raise error
+
+    def fail() -> None:
+        with telling_failures(told.append, ["s3cr3t"]) as tell:
+            tell(Notice("before"))
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
     assert caught.value is error
     assert told == [Notice("before"), expected]
 

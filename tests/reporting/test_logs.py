@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -19,13 +18,6 @@ libraries = (huggingface_hub.utils.logging, transformers.utils.logging, diffuser
 print(json.dumps([logging.getLevelName(each.get_verbosity()) for each in libraries]))
 warnings.warn("python's own")
 """
-
-
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logging.getLogger("simpletuner")
-    monkeypatch.setattr(log, "level", log.level)
-    monkeypatch.setattr(warnings, "filters", warnings.filters[:])
 
 
 @pytest.mark.slow

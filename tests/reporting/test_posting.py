@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
-from typing import Any
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from simpletuner.reporting.posting import Post, Poster
+from tests.reporting.conftest import Does, Server
 
-Server = Any
 NOTE = Post(b'{"a": 1}', "application/json")
 
 
 def does(server: Server, status: int = 200, content: bytes = b"", **headers: str) -> None:
-    server.always = type(server.always)(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
+    server.always = Does(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
 
 
 def test_the_body_arrives_with_its_type_the_token_and_a_name_of_our_own(server: Server) -> None:
@@ -54,7 +61,7 @@ def test_the_server_says_how_long_to_leave_it_alone(server: Server) -> None:
 
 
 def test_one_that_hangs_or_drops_the_connection_is_a_failure_in_time(server: Server) -> None:
-    server.script += [type(server.always)(drops=True), type(server.always)(hangs=True)]
+    server.script += [Does(drops=True), Does(hangs=True)]
     poster = Poster(server.url, timeout_s=0.2)
     dropped, hung = poster(NOTE), poster(NOTE)
     assert (dropped.status, dropped.is_done, dropped.is_final) == (None, False, False)
@@ -83,3 +90,31 @@ def test_what_is_no_http_is_a_failure_too() -> None:
         answer = Poster(url, timeout_s=2)(NOTE)
     assert not answer.is_done
     assert "s3cr3t" not in answer.reason
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(timezone.utc)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "server.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_unless_it_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server(self_signed(tmp_path))
+    refused = Poster(server.url, timeout_s=2)(NOTE)
+    taken = Poster(server.url, timeout_s=2, verifies=False)(NOTE)
+    server.stop()
+    assert not refused.is_done
+    assert refused.reason.startswith("its certificate is not trusted: ")
+    assert taken.is_done
+    assert [request.body for request in server.received] == [NOTE.body]

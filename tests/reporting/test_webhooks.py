@@ -36,8 +36,7 @@ from simpletuner.events import (
 )
 from simpletuner.reporting.outbox import Patience
 from simpletuner.reporting.webhooks import Webhook, webhooks
-
-Server = Any
+from tests.reporting.conftest import Does, Request, Server
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "webhook-events.schema.json").read_text())
 STRICT = jsonschema.Draft202012Validator({**SCHEMA, "unevaluatedProperties": False})
@@ -177,8 +176,7 @@ def test_a_long_task_is_told_every_ten_seconds_and_at_its_end(server: Server) ->
 
 
 def test_what_drops_hangs_and_errors_is_tried_again_and_nothing_lost_or_out_of_order(server: Server) -> None:
-    does = type(server.always)
-    server.script += [does(drops=True), does(500), does(429, {"Retry-After": "0.1"}), does(), does(hangs=True), does(503)]
+    server.script += [Does(drops=True), Does(500), Does(429, {"Retry-After": "0.1"}), Does(), Does(hangs=True), Does(503)]
     with told(server) as webhook:
         for number in range(4):
             webhook(Notice(str(number)))
@@ -190,7 +188,7 @@ def test_what_drops_hangs_and_errors_is_tried_again_and_nothing_lost_or_out_of_o
 
 
 def test_an_endpoint_that_hangs_holds_up_neither_the_run_nor_its_end(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.always = type(server.always)(hangs=True)
+    server.always = Does(hangs=True)
     patience = replace(QUICK, answer_s=10, closing_s=0.3)
     began_s = time.monotonic()
     with told(server, patience=patience) as webhook:
@@ -203,7 +201,7 @@ def test_an_endpoint_that_hangs_holds_up_neither_the_run_nor_its_end(server: Ser
 
 def test_no_message_and_no_log_holds_a_secret(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    server.script += [type(server.always)(400)]
+    server.script += [Does(400)]
     with told(server, secrets=[server.url, "t0ken-of-mine"], token="t0ken-of-mine") as webhook:
         webhook(Notice("first"))
         webhook(RunFailed(f"{server.url} did not answer to t0ken-of-mine"))
@@ -213,7 +211,7 @@ def test_no_message_and_no_log_holds_a_secret(server: Server, caplog: pytest.Log
     assert "s3cr3t" not in str(webhook)
 
 
-def discord_content(request: Any) -> dict[str, Any]:
+def discord_content(request: Request) -> dict[str, Any]:
     is_multipart = request.headers["Content-Type"].startswith("multipart/form-data")
     return json.loads(request.parts[0].get_payload(decode=True)) if is_multipart else request.json
 
@@ -280,7 +278,7 @@ def test_discord_s_markup_in_names_and_prompts_stays_text(server: Server) -> Non
 
 
 def test_figures_that_discord_has_no_time_for_are_overtaken_by_newer_ones(server: Server) -> None:
-    server.script.append(type(server.always)(delay_s=0.3))
+    server.script.append(Does(delay_s=0.3))
     with told(server, "discord") as webhook:
         webhook(RunStarted(0, 100))
         server.wait_for(1)
@@ -295,8 +293,8 @@ def test_figures_that_discord_has_no_time_for_are_overtaken_by_newer_ones(server
 
 
 def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> None:
-    other = type(server)()
-    other.always = type(server.always)(hangs=True)
+    other = Server()
+    other.always = Does(hangs=True)
     config = [{"callback_url": server.url}, *[{"webhook_url": f"{other.url}{n}"} for n in range(3)]]
     run: Any = SimpleNamespace(
         reporting=Reporting(webhook_config=config),
