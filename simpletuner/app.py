@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,13 @@ from simpletuner.data.precompute import fill_latents
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
+from simpletuner.evaluation.eval_loss import Judge
 from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
+from simpletuner.preflight import by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.failure import telling_failures
 from simpletuner.reporting.metrics import MetricsFile
@@ -55,7 +57,8 @@ def train(run: Run) -> Path:
         sets = open_sets(run, family.latent, engine, tell)
         for images in sets:
             tell(Notice(images.ledger.summary))
-        length = length_of(run, plan_of(run, sets), ranks=engine.ranks)
+        trained, judged = by_use(sets)
+        length = length_of(run, plan_of(run, trained), ranks=engine.ranks)
         tell(Notice(f"{length.summary}."))
         checkpoint = find_checkpoint(run, tell)
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
@@ -64,28 +67,31 @@ def train(run: Run) -> Path:
             return folder
 
         import_model_libraries()
+        gc.freeze()  # what was imported stays: else the collection after each encoder searches it all, a third of a second
         prompts = open_store(run, family)
         fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
         latents = fill_latents(
             sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
         )
-        stream = plan_of(run, sets, tell)  # pictures that proved unreadable are out of it now
+        stream = plan_of(run, trained, tell)  # pictures that proved unreadable are out of it now
         steps = length_of(run, stream, ranks=engine.ranks).steps
         together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
         denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
         batches = Batches(
-            stream, sets, latents, prompts, family.collate,
+            stream, trained, latents[: len(trained)], prompts, family.collate,
             seed=run.training.seed, dropout=run.training.caption_dropout_probability,
             ranks=engine, accumulation=run.training.gradient_accumulation_steps,
         )  # fmt: skip
+        per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
+        judge = Judge(run, judged, latents[len(trained) :], prompts, steps_per_epoch=per_epoch)
         # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-        jobs: list[Job] = [Checkpoints(run, config), Gallery(run, shots, prompts)]
+        jobs: list[Job] = [Checkpoints(run, config), judge, Gallery(run, shots, prompts)]
         trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
         if checkpoint is not None:
             restore(checkpoint, trainer, config)
         trainer.fit()
-        tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
+        tell(Notice(closing_words(run, family, trained, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
     return folder
 
 

@@ -24,7 +24,18 @@ from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of"]
+__all__ = [
+    "Bucket",
+    "Length",
+    "Report",
+    "by_use",
+    "inspect",
+    "length_of",
+    "open_sets",
+    "plan_of",
+    "shots_of",
+    "steps_per_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Bucket:
     height_px: int
     pictures: int
     batches: int
-    """Micro-batches in an epoch."""
+    """Micro-batches in an epoch; 0 in a set that is judged by."""
     top_ups: int
     """Samples that come once more in each epoch, to fill the last batch."""
 
@@ -74,9 +85,9 @@ class Report:
         """For people."""
         lines = []
         for dataset, ledger in self.ledgers.items():
-            lines.append(
-                f"{dataset}: {ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
-            )
+            kind = "" if ledger["dataset_type"] == "image" else f" ({ledger['dataset_type']})"
+            counts = f"{ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
+            lines.append(f"{dataset}{kind}: {counts}")
             lines += [f"  left out  {one['file']}: {one['reason']}  {one['detail']}".rstrip() for one in ledger["excluded"]]
             lines += [f"  note      {one['file']}: {one['note']}" for one in ledger["notes"]]
             lines.append("  bucket       pictures  batches/epoch  topped up by")
@@ -95,10 +106,12 @@ def inspect(run: Run, tell: Tell) -> Report:
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
-    stream = plan_of(run, sets)
+    trained, judged = by_use(sets)
+    stream = plan_of(run, trained)
+    tables = {images.entry.id: _table(plan) for images, plan in zip(trained, stream.sets, strict=True)}
     return Report(
         ledgers={images.entry.id: images.ledger.as_dict() for images in sets},
-        buckets={images.entry.id: _table(plan) for images, plan in zip(sets, stream.sets, strict=True)},
+        buckets=tables | {images.entry.id: _judged_table(images) for images in judged},
         length=length_of(run, stream, ranks=1),
         pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
     )
@@ -126,7 +139,10 @@ def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
 
 
 def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[ImageSet]:
-    """All image sets. Rank 0 searches, the others then read what it found. Raises DataError, for all sets at once."""
+    """All sets of pictures, those to train on first. Rank 0 searches, the others then read what it found.
+
+    Raises DataError, for all sets at once.
+    """
     regularising = [entry.id for entry in run.datasets if entry.is_regularisation_data]
     if regularising and run.model.model_type == "full":
         which = ", ".join(regularising)
@@ -134,7 +150,7 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
 
     def opened() -> list[ImageSet]:
         sets, failures = [], []
-        for entry in run.datasets:
+        for entry in run.picture_sets:
             try:
                 sets.append(open_dataset(entry, latent, tell=tell))
             except DataError as error:
@@ -160,6 +176,12 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         if warning := _long_buckets(images, latent):
             tell(Notice(warning, "warning"))
     return sets
+
+
+def by_use(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], list[ImageSet]]:
+    """The sets to train on, and those to judge by."""
+    trained = [images for images in sets if images.entry.dataset_type == "image"]
+    return trained, [images for images in sets if images.entry.dataset_type == "eval"]
 
 
 def _used(images: ImageSet) -> list[tuple[int, int]]:
@@ -221,6 +243,16 @@ def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
     assert limits, "config/derive.py sets a length where the user set none"
     steps = min(limits)
     return Length(steps, per_epoch, steps / per_epoch)
+
+
+def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:
+    """Optimiser steps in an epoch; no whole number need be."""
+    return Fraction(stream.epoch_length, ranks * run.training.gradient_accumulation_steps)
+
+
+def _judged_table(images: ImageSet) -> list[Bucket]:
+    counts = np.bincount(images.bucket_ids[images.alive()], minlength=len(images.buckets)).tolist()
+    return [Bucket(*size_WH, count, 0, 0) for size_WH, count in zip(images.buckets, counts, strict=True) if count]
 
 
 def _table(plan: PlanSet) -> list[Bucket]:

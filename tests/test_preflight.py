@@ -19,7 +19,7 @@ from simpletuner.errors import DataError, UserError
 from simpletuner.evaluation.gallery import facts, is_painted, write_png
 from simpletuner.events import Event, Notice
 from simpletuner.families import load as load_family
-from simpletuner.preflight import length_of, open_sets, shots_of
+from simpletuner.preflight import inspect, length_of, open_sets, shots_of
 
 LATENT = LatentSpec(channels=4, cell_px=8, alignment_px=64, native_edge_px=128)
 
@@ -65,6 +65,19 @@ def test_all_unusable_datasets_are_told_at_once(make_run: Callable[..., Run], tm
     run = with_sets(make_run("sana"), tmp_path, cats={}, dogs={})
     with pytest.raises(DataError, match=r"2 datasets cannot be used(.|\n)*dataset cats(.|\n)*dataset dogs"):
         open_sets(run, LATENT, Alone(), lambda _: None)
+
+
+def test_sets_to_judge_by_are_in_the_report_as_such_and_lengthen_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = with_sets(make_run("sana", max_train_steps=4, validation_seed=1), tmp_path, cats={}, dogs={"dataset_type": "eval"})
+    run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:])
+    for name, count in (("cats", 3), ("dogs", 2)):
+        for number in range(count):
+            Image.new("RGB", (128, 128)).save(tmp_path / name / f"picture_{number}a.png")
+    report = inspect(run, lambda _: None)
+    assert {name: ledger["dataset_type"] for name, ledger in report.ledgers.items()} == {"cats": "image", "dogs": "eval"}
+    assert [(row.pictures, row.batches) for rows in report.buckets.values() for row in rows] == [(3, 3), (2, 0)]
+    assert report.length.steps_per_epoch == 3
+    assert "dogs (eval): 2 found = 2 used + 0 excluded" in report.as_text()
 
 
 @pytest.mark.parametrize(("model_type", "notices"), [("full", 1), ("lora", 0)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.datasets import ENTRIES, ImageDataset, TextEmbedsDataset
 from simpletuner.config.derive import Known, derive, derive_image, derive_text_embeds, dtypes
 from simpletuner.config.effects import without_effect
 from simpletuner.config.entries import Entry
@@ -69,11 +69,13 @@ def compose(
     options = [option for name, part in parts.items() for option in options_of(name, part)]
     idle = without_effect(options, given, values)
     images = [_dataset(entry, family, values["output_dir"]) for entry in entries if entry.kind == "image"]
+    evals = [_dataset(entry, family, values["output_dir"]) for entry in entries if entry.kind == "eval"]
     text = _dataset(_text_entry(entries), family, values["output_dir"])
-    datasets = [*images, text]
+    datasets = [*images, *evals, text]
     return Run(
         **built,
         datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in images),
+        eval_datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in evals),
         text_embeds=TextEmbedsDataset.model_validate(text.layers.values),
         dtypes=dtypes(values, keeps_float32=family.keeps_float32),
         has_tiles=family.has_tiles,
@@ -117,9 +119,11 @@ class Dataset:
 
 
 def _dataset(entry: Entry, family: FamilyFacts, output_dir: str) -> Dataset:
-    part = ImageDataset if entry.kind == "image" else TextEmbedsDataset
+    part = ENTRIES[entry.kind]
     layers = _core(part).over(family.defaults, "family").given(entry.given)
-    derived = (derive_image if entry.kind == "image" else derive_text_embeds)(layers.values, output_dir)
+    if entry.kind == "eval":  # one class with `image`, whose kind is the default
+        layers = layers.over({"dataset_type": entry.kind}, layers.sources["id"])
+    derived = (derive_text_embeds if entry.kind == "text_embeds" else derive_image)(layers.values, output_dir)
     layers = layers.over(derived, "derived")
     idle = without_effect(options_of("dataset", part), entry.own, layers.values)
     return Dataset(entry, layers, tuple(f"Dataset `{layers.values['id']}`: {line}" for line in idle))

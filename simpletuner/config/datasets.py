@@ -18,13 +18,13 @@ Edge = Annotated[int, Field(gt=0)]
 
 
 class ImageDataset(Section):
-    """A set of pictures to train on."""
+    """A set of pictures: to train on (`image`), or to judge by and never to train on (`eval`)."""
 
     id: str = option(level="essential", min_length=1)
     """Name of the set, unique in the file; it names caches and ledger."""
 
-    dataset_type: Literal["image"] = option("image")
-    """What the entry is."""
+    dataset_type: Literal["image", "eval"] = option("image")
+    """`image`: trained on. `eval`: never trained on; the loss on it is told every so often (`eval_steps_interval`)."""
 
     type: Literal["local"] = option("local")
     """Where the pictures are kept."""
@@ -80,10 +80,10 @@ class ImageDataset(Section):
     caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy=filename|textfile")
     """What a picture without a caption means."""
 
-    repeats: int = option(0, ge=0, also=("num_repeats",))
+    repeats: int = option(0, ge=0, also=("num_repeats",), when="dataset_type=image")
     """Extra passes over this set in each epoch; 0 is one pass."""
 
-    is_regularisation_data: bool = option(False, also=("is_regularization_data",))
+    is_regularisation_data: bool = option(False, also=("is_regularization_data",), when="dataset_type=image")
     """Hold the model to the base's own answers on this set (adapters); in full tuning it is trained like any other."""
 
     metadata_backend: Literal["discovery"] = option("discovery")
@@ -130,5 +130,5 @@ class TextEmbedsDataset(Section):
     """Prompts in one shard of the cache."""
 
 
-ENTRIES: dict[str, type[Section]] = {"image": ImageDataset, "text_embeds": TextEmbedsDataset}
+ENTRIES: dict[str, type[Section]] = {"image": ImageDataset, "eval": ImageDataset, "text_embeds": TextEmbedsDataset}
 """`dataset_type` -> what such an entry may say."""

@@ -64,6 +64,7 @@ def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str,
         yield "max_train_steps", DEFAULT_STEPS
     yield "validation_seed", values["seed"]
     yield "validation_step_interval", values["checkpoint_step_interval"]
+    yield "eval_steps_interval", 0 if values["eval_epoch_interval"] else values["checkpoint_step_interval"]
 
 
 def _rate(values: Mapping[str, Any]) -> float:

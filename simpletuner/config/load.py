@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config import rules, rules_attention, rules_memory
+from simpletuner.config import rules, rules_attention, rules_eval_loss, rules_memory
 from simpletuner.config.arguments import LAUNCH, Arguments, read_arguments
 from simpletuner.config.compose import compose
 from simpletuner.config.entries import Entries, Entry, read_entries
@@ -91,7 +91,8 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    return replace(run, notices=(*run.notices, *rules_memory.notices(run), *parsed.family.notices(run), *warnings))
+    notices = (*rules_memory.notices(run), *rules_eval_loss.notices(run), *parsed.family.notices(run))
+    return replace(run, notices=(*run.notices, *notices, *warnings))
 
 
 def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> list[Problem]:

@@ -47,7 +47,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _text_cache(run)
     yield from rules_memory.check(run)
     yield from webhook_problems(run)
-    for dataset in run.datasets:
+    for dataset in run.picture_sets:
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
@@ -142,9 +142,9 @@ def _folders(run: Run) -> Iterator[Problem]:
     if Path(output).is_file():
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
-    written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.datasets})
+    written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.picture_sets})
     for option, folder in written.items():
-        for dataset in run.datasets:
+        for dataset in run.picture_sets:
             pictures = dataset.instance_data_dir
             if folder is None or not _lies_in(folder, pictures):
                 continue

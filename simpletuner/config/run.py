@@ -14,6 +14,7 @@ from simpletuner.config.sections import (
     Checkpointing,
     Data,
     Ema,
+    EvalLoss,
     Flow,
     Kernels,
     Memory,
@@ -80,16 +81,19 @@ class Run:
     data: Data
     checkpointing: Checkpointing
     validation: Validation
+    eval_loss: EvalLoss
     reporting: Reporting
     family: Section
     """The family's own options."""
     datasets: tuple[ImageDataset, ...]
-    """The enabled image sets, in the order of the file."""
+    """The enabled sets to train on, in the order of the file."""
     text_embeds: TextEmbedsDataset
     dtypes: Dtypes
     sources: Mapping[str, str]
     """Option -> where its value came from: "core", "family", "derived", "file config/config.json", "environment" or
     "command line". A dataset's are named "<id>.<key>"."""
+    eval_datasets: tuple[ImageDataset, ...] = ()
+    """The enabled sets to judge by, never trained on."""
     has_tiles: bool = True
     """Whether `vae_enable_tiling` changes anything: the family's."""
     hardware: Hardware = Hardware()
@@ -100,3 +104,8 @@ class Run:
     """The config file, if there was one."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Options (named as in `sources`) whose text holds `{env:NAME}`, as written: what may be shown and saved of them."""
+
+    @property
+    def picture_sets(self) -> tuple[ImageDataset, ...]:
+        """Every set whose pictures are opened and encoded: those to train on, then those to judge by."""
+        return self.datasets if self.eval_loss.eval_loss_disable else (*self.datasets, *self.eval_datasets)

@@ -80,7 +80,7 @@ def secrets_of(run: Run, environ: Mapping[str, str] = os.environ) -> tuple[str, 
 
 def written_secrets(run: Run) -> tuple[str, ...]:
     """Those that stand in the options themselves, and so perhaps on the command line. Reads no file."""
-    return tuple(secrets_in([dict(part) for part in (run.reporting, *run.datasets, run.text_embeds)]))
+    return tuple(secrets_in([dict(part) for part in (run.reporting, *run.datasets, *run.eval_datasets, run.text_embeds)]))
 
 
 def _endpoint(entry: Mapping[str, Any]) -> Endpoint:

@@ -168,7 +168,9 @@ class ImageSet:
     def ledger(self) -> Ledger:
         """The account of the set as it now stands."""
         excluded = sorted(self._excluded, key=lambda exclusion: exclusion.file)
-        return Ledger(self.entry.id, len(self._manifest), tuple(excluded), (*self._notes, *self._twins()))
+        return Ledger(
+            self.entry.id, len(self._manifest), tuple(excluded), (*self._notes, *self._twins()), self.entry.dataset_type
+        )
 
     def save(self) -> None:
         """Write the manifest, if there is something new in it. Raises RunError."""

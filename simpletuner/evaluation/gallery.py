@@ -31,7 +31,7 @@ from simpletuner.training.optimizers import averaged
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Gallery", "file_name", "is_complete", "is_painted", "write_png"]
+__all__ = ["Gallery", "Weights", "file_name", "is_complete", "is_painted", "standing", "write_png"]
 
 FOLDER = "validation"
 Weights = Literal["base", "trained", "ema"]
@@ -109,7 +109,7 @@ class Gallery:
         generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
         with generators, torch.no_grad():
             latents = []
-            with _standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
+            with standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
                 for done, shot in enumerate(shots.values()):
                     trainer.tell(Progress(task, done, len(shots), "pictures"))
                     cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))
@@ -123,7 +123,7 @@ class Gallery:
 
 
 @contextmanager
-def _standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
+def standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
     """The model as it is shown, every dropout off: the base, the newest weights, or their average."""
     with ExitStack() as stack:
         stack.enter_context(trainer.engine.attention())

@@ -11,7 +11,8 @@ from typing import Protocol, TextIO
 
 from rich.console import Console as Terminal
 
-from simpletuner.events import Event, Notice, Painted, Progress, RunFinished, RunStarted, Saved, Stepped
+from simpletuner.events import Event, Measured, Notice, Painted, Progress, RunFinished, RunStarted, Saved, Stepped
+from simpletuner.reporting.measured import measured_line
 from simpletuner.reporting.terminal import OnTerminal
 
 __all__ = ["Console", "duration"]
@@ -82,6 +83,8 @@ class Console:
         """Show an event, if it weighs enough for `level`."""
         if isinstance(event, Notice):
             self._line(event.text, "warning" if event.level == "warning" else "info")
+        elif isinstance(event, Measured):
+            self._line(measured_line(event), "info")
         elif isinstance(event, Painted):
             self._line(f"Painted {event.path}", "debug")
         elif isinstance(event, Saved):

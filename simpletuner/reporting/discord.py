@@ -27,6 +27,7 @@ from simpletuner.events import (
     Saved,
     Stepped,
 )
+from simpletuner.reporting.measured import measured_line
 from simpletuner.reporting.posting import Post
 from simpletuner.reporting.raw import picture_bytes
 
@@ -66,7 +67,8 @@ class Discord:
     def event(self, event: Event) -> Callable[[int], Iterable[Post]]:
         """One message, or several where it is long."""
         files = [Attachment(f"preview_{event.inference_step}.png", event.png)] if isinstance(event, Previewed) else []
-        return lambda _dropped: _posts(self._prefix + _text(event), files)
+        text = self._prefix + _text(event)
+        return lambda _dropped: _posts(text, files)
 
     def gallery(self, pictures: list[Painted]) -> Callable[[int], Iterable[Post]]:
         """Pictures with their names and prompts; one whose file is gone is named all the same."""
@@ -104,7 +106,7 @@ def _text(event: Event) -> str:
             figures = f"loss {event.loss:.4f}, norm {event.grad_norm:.3g}, lr {event.learning_rate:.2e}"
             return f"Step {event.step:,} of {event.steps:,}: {figures}, {event.samples_per_s:.3g} samples/s"
         case Measured():
-            return f"Step {event.step:,}: " + ", ".join(f"{plain(name)} {value:.4g}" for name, value in event.figures.items())
+            return plain(measured_line(event))
         case Saved():
             return f"Saved the {'result' if event.final else 'checkpoint'} of step {event.step:,}: {plain(event.path.name)}"
     raise AssertionError(f"{event} is no event that is told")

@@ -108,12 +108,20 @@ class Trainer:
         self.tell(RunFinished(self.state.step))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of each sample, (B,) float32. All its draws, dropout too, are keyed by the micro-batch, not by the rank."""
+        """Loss of each sample, (B,) float32."""
+        return self.timed_loss(batch)[0]
+
+    def timed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, (B,) float32, and its time, (B,) float32 on the CPU.
+
+        All its draws, dropout too, are keyed by the micro-batch, not by the rank.
+        """
         self.engine.seed(draw_seed(self.run.training.seed, batch.micro.epoch, batch.micro.index))
         x0_BCHW = self.engine.to_device(batch.latents_BCHW).float()
         cond = {name: self.engine.to_device(tensor) for name, tensor in batch.cond.items()}
         density = self.family.density((x0_BCHW.shape[-2], x0_BCHW.shape[-1]))
-        t_B = self.engine.to_device(density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float())
+        drawn_B = density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float()
+        t_B = self.engine.to_device(drawn_B)
         noise_BCHW = torch.randn_like(x0_BCHW)
         x_BCHW = self.family.process.diffuse(x0_BCHW, self._perturbed(noise_BCHW), t_B)
         if batch.is_regularisation and self.tuning.keeps_base:
@@ -125,10 +133,10 @@ class Trainer:
         flow_time_B = self.family.process.flow_time(t_B)
         loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
         if self.adaptive is None:
-            return self.family.weight(t_B) * loss_B
+            return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
             self.adaptive.note(t_B, loss_B)
-        return self.adaptive.weight(t_B) * loss_B
+        return self.adaptive.weight(t_B) * loss_B, drawn_B
 
     def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
         """The noise that the input is made with. Without perturbation nothing is drawn: all other draws stay what they were."""
@@ -158,12 +166,13 @@ class Trainer:
                     return
 
     def _step(self, group: Group) -> None:
-        losses_B = []
+        losses_B, times_B = [], []
         for turn, batch in enumerate(group.batches, start=1):
             with self.engine.accumulate(last=turn == len(group.batches)):
-                loss_B = self.loss(batch)
+                loss_B, t_B = self.timed_loss(batch)
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
+            times_B.append(t_B)
         self.engine.unscale(self.optimizer)
         options = self.run.optimizer
         weights = self.tuning.parameters().values()
@@ -177,7 +186,7 @@ class Trainer:
             self.ema.update(self.state.step)
         if self.adaptive is not None:
             self.adaptive.update(self.engine.total)
-        self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
+        self.meter.add(self.state.step, group.batches, losses_B, times_B, grad_norm)
 
     def _report(self) -> None:
         figures = self.meter.figures()
@@ -191,6 +200,7 @@ class Trainer:
             "skipped_steps": figures.skipped_steps,
             "peak_memory_gib": self.engine.peak_memory_gib(),
             "peak_memory_share": self.headroom.share(),
+            **{f"loss_by_time/{part}": loss for part, loss in figures.loss_by_time.items()},
         }
         self.tell(
             Stepped(

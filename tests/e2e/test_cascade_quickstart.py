@@ -16,6 +16,7 @@ from simpletuner.examples.tiny import model_options
 from simpletuner.networks.quantise import QuantisedLinear
 from simpletuner.training.trainer import Trainer
 from tests.e2e.conftest import Workspace
+from tests.e2e.forked import Forks
 from tests.quickstarts import CASCADE_CONFIG, CASCADE_DATASETS, CASCADE_LIBRARY
 
 OF_LATER_VERSIONS = {"hub_model_id", "report_to"}
@@ -24,7 +25,7 @@ DATASET_KEYS_OF_LATER_VERSIONS = {"bucket_resolutions", "prepend_instance_prompt
 
 
 @pytest.fixture
-def page(tmp_path: Path, tiny_repo: Callable[[str], Path]) -> Workspace:
+def page(tmp_path: Path, tiny_repo: Callable[[str], Path], forks: Forks) -> Workspace:
     """As printed, but for the folders that it names, the weights' place, and the keys of later versions."""
     (tmp_path / "data").mkdir()
     for number, size in enumerate([(1100, 1024), (900, 1200), (1600, 1600)]):
@@ -40,7 +41,7 @@ def page(tmp_path: Path, tiny_repo: Callable[[str], Path]) -> Workspace:
     (tmp_path / "config" / "stable_cascade").mkdir(parents=True)
     (tmp_path / "config" / "stable_cascade" / "multidatabackend.json").write_text(json.dumps(datasets))
     (tmp_path / "config" / "stable_cascade" / "prompt_library.json").write_text(CASCADE_LIBRARY)
-    return Workspace(tmp_path, config, datasets)
+    return Workspace(tmp_path, config, datasets, forks=forks)
 
 
 SMALL = ("--validation_resolution=256x128", "--validation_num_inference_steps=2")

@@ -300,6 +300,7 @@ def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> N
         reporting=Reporting(webhook_config=config),
         checkpointing=Checkpointing(output_dir="output/cats"),
         datasets=(),
+        eval_datasets=(),
         text_embeds=TextEmbedsDataset(),
     )
     began_s = time.monotonic()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -33,6 +34,14 @@ def test_a_run_that_begins_at_its_end_does_the_work_of_the_end() -> None:
 
 def test_an_interval_of_zero_means_only_the_other_times() -> None:
     assert not any(met(Due(at_end=True), step) for step in range(100))
+
+
+def test_intervals_of_epochs_end_where_they_end_between_steps_too() -> None:
+    half_of_five = Due(epoch_steps=Fraction(5, 2))
+    assert [step for step in range(13) if met(half_of_five, step)] == [3, 5, 8, 10]
+    third_of_ten = Due(epoch_steps=Fraction(10, 3), steps=6)
+    assert [step for step in range(13) if met(third_of_ten, step)] == [4, 6, 7, 10, 12]
+    assert [step for step in range(4) if met(Due(epoch_steps=Fraction(1, 3)), step)] == [1, 2, 3]
 
 
 def test_wishes_reach_the_jobs_that_answer_them() -> None:

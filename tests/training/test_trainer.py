@@ -373,3 +373,17 @@ def test_a_log_point_tells_what_comes_next_and_a_tight_card_is_told_before_the_g
     warning, *painting = [notice.text for notice in told.of(Notice)]
     assert "23.9 GiB of the card's 24.0" in warning
     assert "painting" in painting
+
+
+def test_a_log_point_tells_the_loss_of_each_tenth_of_time_that_was_drawn(tmp_path: Path) -> None:
+    class Late(Family):
+        def density(self, latent_HW: tuple[int, int]) -> Any:
+            return lambda u_B: 0.3 + 0.1 * (u_B > 0.5)  # of two samples a step, one in each half of u
+
+    told = Told()
+    with trainer_of(make_run(tmp_path), steps=1, told=told, family=Late()) as trainer:
+        loss_B = trainer.loss(make_batch(0, 0)).tolist()
+        trainer.fit()
+    [stepped] = told.of(Stepped)
+    by_time = {name: value for name, value in stepped.extra.items() if name.startswith("loss_by_time")}
+    assert by_time == {"loss_by_time/0.3-0.4": loss_B[0], "loss_by_time/0.4-0.5": loss_B[1]}

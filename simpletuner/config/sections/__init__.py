@@ -7,6 +7,7 @@ from simpletuner.config.sections.adapter import Adapter
 from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
+from simpletuner.config.sections.eval_loss import EvalLoss
 from simpletuner.config.sections.flow import Flow
 from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpointing",
     "Data",
     "Ema",
+    "EvalLoss",
     "Flow",
     "Kernels",
     "Memory",
@@ -50,5 +52,6 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,
+    "eval_loss": EvalLoss,
     "reporting": Reporting,
 }
