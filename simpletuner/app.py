@@ -13,6 +13,7 @@ from typing import Any
 
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Run
+from simpletuner.config.webhooks import secrets_of
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
@@ -29,10 +30,12 @@ from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import Length, by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
 from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kind_of, local_paths, result_files, told_settings
 from simpletuner.reporting.console import Console, duration
+from simpletuner.reporting.failure import telling_failures
 from simpletuner.reporting.hub import HubUploads
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.model_card import CARD, ModelFacts, card, newest_pictures
 from simpletuner.reporting.trackers import open_trackers
+from simpletuner.reporting.webhooks import webhooks
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
@@ -134,8 +137,10 @@ def reporting(run: Run, engine: Engine, config: Mapping[str, Any], uploads: HubU
         Console(run.reporting.log_level) as console,
         open_trackers(run, config, console) as trackers,
         uploads.telling(console) if uploads else nullcontext() as hub,
+        webhooks(run) as hooks,
+        telling_failures(Bus([console, metrics, *trackers, *([hub] if hub else []), *hooks]), secrets_of(run)) as tell,
     ):
-        yield Bus([console, metrics, *trackers, *([hub] if hub else [])])
+        yield tell
 
 
 @contextmanager

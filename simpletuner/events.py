@@ -20,6 +20,7 @@ __all__ = [
     "Previewed",
     "Progress",
     "ResultReady",
+    "RunFailed",
     "RunFinished",
     "RunStarted",
     "Saved",
@@ -75,6 +76,10 @@ class Stepped(Event):
     samples_per_s: float
     time: str
     extra: dict[str, float] = field(default_factory=dict)
+    upcoming: dict[str, int] = field(default_factory=dict)
+    """Steps until the next checkpoint, gallery and the like."""
+    steps_per_s: float = 0.0
+    """Optimiser steps; 0 if unknown."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,16 @@ class RunFinished(Event):
     """Training ended at `step`."""
 
     step: int
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The run ended before its time: by a failure or, if `is_stopped`, as the user wished. Words for users, without secrets."""
+
+    what: str
+    why: str = ""
+    mend: str = ""
+    is_stopped: bool = False
 
 
 Tell = Callable[[Event], None]

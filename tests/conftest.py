@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 # Two cores that spin for each other make a tiny step fifteen times slower; set before torch is imported.
@@ -10,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_as_before() -> Iterator[None]:
+    """A command that is run in this process hands its `log_level` on to it."""
+    log = logging.getLogger("simpletuner")
+    level, environ = log.level, dict(os.environ)
+    yield
+    log.setLevel(level)
+    for name in set(os.environ) - set(environ):
+        if name.endswith("_VERBOSITY") or name == "HF_HUB_DISABLE_PROGRESS_BARS":
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module", autouse=True)

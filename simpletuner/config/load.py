@@ -18,6 +18,7 @@ from simpletuner.config.layers import Given, Merged, Typed, Where, merge, show, 
 from simpletuner.config.options import Option
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Hardware, Run
+from simpletuner.config.sections import Reporting
 from simpletuner.config.sources import (
     ENVIRONMENT,
     PREFIX,
@@ -49,6 +50,12 @@ class Parsed:
     """Enabled dataset entries."""
     config_path: Path | None
     notices: tuple[str, ...] = ()
+
+    @property
+    def log_level(self) -> str:
+        """What libraries must know when they are imported, which is before there is a run."""
+        given = self.given.get("log_level")
+        return given.value if given else Reporting.model_fields["log_level"].default
 
 
 def parse(argv: Sequence[str], *, families: Mapping[str, FamilyFacts], environ: Mapping[str, str], cwd: Path) -> Parsed:

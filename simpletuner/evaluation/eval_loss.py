@@ -99,7 +99,7 @@ class Judge:
         self.due = Due()
         if sets:
             by_epochs = interval_steps(options.eval_epoch_interval, steps_per_epoch)
-            self.due = Due(options.eval_steps_interval, by_epochs, at_start=True, at_end=True)
+            self.due = Due(options.eval_steps_interval, by_epochs, at_start=True, at_end=True, name="eval loss")
         self._times = options.eval_timesteps
         self._pooled = options.eval_dataset_pooling or len(sets) == 1
         self._shows_ema = run.ema.use_ema and run.ema.ema_validation != "none"

@@ -63,7 +63,7 @@ class Gallery:
         """Step of the newest gallery."""
         steps = run.validation.validation_step_interval
         assert steps is not None, "config/derive.py fills in validation_step_interval"
-        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate")
+        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate", name="gallery" if shots else "")
 
     def run(self, trainer: Trainer) -> None:
         """Paint what is due. The first call is the one before the first step."""

@@ -310,3 +310,9 @@ class Engine:
     def peak_memory_gib(self) -> float | None:
         """The most that tensors took on the device so far; None where torch does not count it."""
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.startswith("cuda") else None
+
+    def memory_gib(self) -> float | None:
+        """What the device has; None where torch does not say."""
+        if not self.device.startswith("cuda"):
+            return None
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**30
