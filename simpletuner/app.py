@@ -14,7 +14,6 @@ from simpletuner.config.run import Run
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
-from simpletuner.data.precompute import fill_latents
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
@@ -22,11 +21,11 @@ from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
+from simpletuner.lending import FaultReport, lent_latents, lent_prompts
 from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
-from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
@@ -61,27 +60,26 @@ def train(run: Run) -> Path:
             return folder
 
         import_model_libraries()
-        prompts = open_store(run, family)
-        fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
-        latents = fill_latents(
-            sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
-        )
-        stream = plan_of(run, sets, tell)  # pictures that proved unreadable are out of it now
-        steps = length_of(run, stream, ranks=engine.ranks).steps
-        together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
+        with (
+            lent_prompts(run, family, sets, shots, engine, tell) as prompts,
+            lent_latents(run, sets, family.image_encoder(), engine, tell) as latents,
+        ):
+            stream = plan_of(run, sets, tell)  # pictures that proved unreadable are out of it now
+            steps = length_of(run, stream, ranks=engine.ranks).steps
+            together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
-        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
-        batches = Batches(
-            stream, sets, latents, prompts, family.collate,
-            seed=run.training.seed, dropout=run.training.caption_dropout_probability,
-            ranks=engine, accumulation=run.training.gradient_accumulation_steps,
-        )  # fmt: skip
-        # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-        jobs: list[Job] = [Checkpoints(run, config), Gallery(run, shots, prompts)]
-        trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
-        if checkpoint is not None:
-            restore(checkpoint, trainer, config)
-        trainer.fit()
+            denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
+            batches = Batches(
+                stream, sets, latents, prompts, family.collate,
+                seed=run.training.seed, dropout=run.training.caption_dropout_probability,
+                ranks=engine, accumulation=run.training.gradient_accumulation_steps,
+            )  # fmt: skip
+            # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
+            jobs: list[Job] = [Checkpoints(run, config), FaultReport(run, sets, latents), Gallery(run, shots, prompts)]
+            trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
+            if checkpoint is not None:
+                restore(checkpoint, trainer, config)
+            trainer.fit()
         tell(Notice(closing_words(run, family, sets, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
     return folder
 

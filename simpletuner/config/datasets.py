@@ -96,7 +96,15 @@ class ImageDataset(Section):
     """Folder for encoded latents and the manifest. Unset: `<output_dir>/cache/vae/<id>`."""
 
     vae_batch_size: int = option(4, ge=1)
-    """Pictures encoded at once; never a limit on the size of the set."""
+    """Pictures encoded at once; never a limit on the size of the set. With `vae_cache_disable` 1 encodes no more than is
+    trained on next."""
+
+    vae_cache_disable: bool = option(False)
+    """Encode pictures while training, and write no latents: the image encoder stays in memory beside the denoiser. What
+    trains is the same to the bit. A picture that proves unreadable is replaced by the next of its bucket, and told."""
+
+    vae_cache_ondemand: bool = option(False)
+    """Encode pictures while training, when they are first trained on, into the cache. Otherwise like `vae_cache_disable`."""
 
     write_batch_size: int = option(128, ge=1)
     """Items in one shard of the cache."""
@@ -124,7 +132,14 @@ class TextEmbedsDataset(Section):
     """Folder for encoded prompts. Unset: `<output_dir>/cache/text`."""
 
     text_encoder_batch_size: int = option(8, ge=1)
-    """Prompts encoded at once."""
+    """Prompts encoded at once. With `text_cache_disable` 1 encodes no more than is trained on next."""
+
+    text_cache_disable: bool = option(False)
+    """Encode captions while training, and write none: all text encoders stay in memory beside the denoiser. What trains is
+    the same to the bit."""
+
+    text_cache_ondemand: bool = option(False)
+    """Encode captions while training, when they are first told, into the cache. Otherwise like `text_cache_disable`."""
 
     write_batch_size: int = option(128, ge=1)
     """Prompts in one shard of the cache."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_memory
+from simpletuner.config import rules_caches, rules_memory
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -44,6 +44,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _folders(run)
     yield from _datasets(run)
     yield from _text_cache(run)
+    yield from rules_caches.check(run)
     yield from rules_memory.check(run)
     for dataset in run.datasets:
         yield from _captions(dataset)

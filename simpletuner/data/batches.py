@@ -1,4 +1,4 @@
-"""Batches in memory: what the plan says, read from the caches ahead of the training loop.
+"""Batches in memory: what the plan says, read ahead of the training loop from the caches, or from pictures to be encoded.
 
 Which caption is told, and whether it is dropped, is drawn here, keyed by the micro-batch and not by any generator's state.
 """
@@ -7,27 +7,41 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.plan import Dealt, Stream
-from simpletuner.data.precompute import LatentStore
-from simpletuner.data.prompts import UNCOND, PromptStore
+from simpletuner.data.prompts import UNCOND
 from simpletuner.data.ranks import Ranks
 from simpletuner.data.samples import Batch, Cond, Cursor, Embeds, MicroBatch, Place, Prompt, draw_seed
 
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["Batches", "Collate", "Group"]
+__all__ = ["Batches", "Collate", "Group", "Latents", "Prompts"]
 
 Collate = Callable[[list[Embeds], list[Place]], Cond]
 
 AHEAD = 3
 """Groups that wait in memory."""
+
+
+class Latents(Protocol):
+    """The latents of one set: a cache's (`LatentStore`), or those of an encoder that stays lent (`LiveLatents`)."""
+
+    def fetch(self, samples: Sequence[int]) -> Fetched:
+        """Those of some samples, in the reading thread."""
+
+
+class Prompts(Protocol):
+    """The embeds of all prompts: a cache's (`PromptStore`), or those of encoders that stay lent (`LivePrompts`)."""
+
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[Embeds]]:
+        """Those of some prompts, in the reading thread."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,8 @@ class Batches:
         self,
         stream: Stream,
         sets: Sequence[ImageSet],
-        latents: Sequence[LatentStore],
-        prompts: PromptStore,
+        latents: Sequence[Latents],
+        prompts: Prompts,
         collate: Collate,
         *,
         seed: int,
@@ -72,35 +86,46 @@ class Batches:
         dealt = self._stream.groups(cursor, rank=ranks.rank, ranks=ranks.ranks, accumulation=self._accumulation)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")  # one: it also plans, step after step
         try:
-            ahead: deque[Future[Group]] = deque(thread.submit(lambda: self._load(next(dealt))) for _ in range(AHEAD))
+            ahead = deque(thread.submit(lambda: self._load(next(dealt))) for _ in range(AHEAD))
             while True:
-                group = ahead.popleft().result()
+                finish = ahead.popleft().result()
                 ahead.append(thread.submit(lambda: self._load(next(dealt))))
-                yield group
+                yield finish()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, dealt: Dealt) -> Group:
+    def _load(self, dealt: Dealt) -> Callable[[], Group]:
+        """In the thread. What it hands back is called by the loop: it encodes what no cache holds."""
         firsts = zip(dealt.micros, dealt.first_slots, strict=True)
-        return Group([self._batch(micro, first, dealt.slots) for micro, first in firsts], dealt.after)
+        pending = [self._batch(micro, first, dealt.slots) for micro, first in firsts]
+        ready = [one.finish() if one.is_ready else one for one in pending]
+        return lambda: Group([one if isinstance(one, Batch) else one.finish() for one in ready], dealt.after)
 
-    def _batch(self, micro: MicroBatch, slot: int, slots: int) -> Batch:
-        images, latents = self._sets[micro.dataset], self._latents[micro.dataset]
-        embeds = [self._prompts.get(self._prompt(micro, nth)) for nth in range(len(micro.ids))]
-        return Batch(
-            latents_BCHW=torch.stack([latents.get(sample) for sample in micro.ids]),
-            cond=self._collate(embeds, [images.place(sample) for sample in micro.ids]),
-            files=tuple(f"{images.entry.id}/{images.file(sample)}" for sample in micro.ids),
-            is_regularisation=images.entry.is_regularisation_data,
-            micro=micro,
-            slot=slot,
-            slots=slots,
-        )
+    def _batch(self, micro: MicroBatch, slot: int, slots: int) -> Pending[Batch]:
+        images = self._sets[micro.dataset]
+        fetched = self._latents[micro.dataset].fetch(micro.ids)
+        prompts = [self._prompt(micro, nth, sample) for nth, sample in enumerate(fetched.samples)]
+        embeds = self._prompts.fetch(prompts)
+        places = [images.place(sample) for sample in fetched.samples]
+        files = tuple(f"{images.entry.id}/{images.file(sample)}" for sample in fetched.samples)
 
-    def _prompt(self, micro: MicroBatch, nth: int) -> Prompt:
-        """What the n-th sample of a micro-batch is called this time."""
+        def finish() -> Batch:
+            return Batch(
+                latents_BCHW=torch.stack(fetched.latents.finish()),
+                cond=self._collate(embeds.finish(), places),
+                files=files,
+                is_regularisation=images.entry.is_regularisation_data,
+                micro=micro,
+                slot=slot,
+                slots=slots,
+            )
+
+        return Pending(finish, is_ready=fetched.latents.is_ready and embeds.is_ready)
+
+    def _prompt(self, micro: MicroBatch, nth: int, sample: int) -> Prompt:
+        """What `sample`, the n-th of a micro-batch or its stand-in, is called this time."""
         words = (self._seed, micro.epoch, micro.index, nth)
         if draw_seed(*words, "drop caption") < self._dropout * 2**63:
             return UNCOND
-        captions = self._sets[micro.dataset].captions(micro.ids[nth])
+        captions = self._sets[micro.dataset].captions(sample)
         return Prompt(captions[draw_seed(*words, "caption") % len(captions)])

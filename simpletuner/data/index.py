@@ -151,6 +151,10 @@ class ImageSet:
         self._excluded.append(Exclusion(self.file(sample), reason, detail))
         self._is_saved = False
 
+    def note(self, sample: int, text: str) -> None:
+        """Say in the ledger what came to light of a sample."""
+        self._notes.append(Note(self.file(sample), text))
+
     def check_usable(self) -> None:
         """Raise DataError if no sample is left."""
         if self._is_alive.any():

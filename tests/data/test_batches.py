@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from simpletuner.config.datasets import ImageDataset
 from simpletuner.data import batches as batches_module
 from simpletuner.data.batches import Batches, Group
 from simpletuner.data.cache import KEY_DTYPE, TensorCache, item_key
+from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.precompute import LatentStore
 from simpletuner.data.prompts import UNCOND, PromptStore, training_prompts
@@ -51,6 +53,10 @@ class Latents:
     def get(self, sample: int) -> Tensor:
         return torch.full((2, 4, 4), float(sample), dtype=torch.float16)
 
+    def fetch(self, samples: Sequence[int]) -> Fetched:
+        latents = [self.get(sample) for sample in samples]
+        return Fetched(tuple(samples), Pending(lambda: latents, is_ready=True))
+
 
 class Prompts:
     """An embed is the prompt's own letters."""
@@ -61,6 +67,10 @@ class Prompts:
     def get(self, prompt: Prompt) -> Embeds:
         self.asked.append(prompt)
         return {"text": torch.tensor([ord(letter) for letter in f"{prompt.role} {prompt.text}".ljust(40)])}
+
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[Embeds]]:
+        embeds = [self.get(prompt) for prompt in prompts]
+        return Pending(lambda: embeds, is_ready=True)
 
 
 class OneOf(Alone):

@@ -1,0 +1,46 @@
+"""Encoding while training, as a user meets it: the same numbers as with caches, and what is and is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e.conftest import Workspace
+
+
+def gallery(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("validation/*.png"))}
+
+
+def shards(folder: Path) -> list[Path]:
+    return list((folder / "cache").rglob("shard-*"))
+
+
+def test_encoding_while_training_changes_no_number(workspace: Workspace) -> None:
+    """Crops drawn, captions dropped, a gallery with a negative prompt; then a cache that fills, and a picture cut short."""
+    workspace.datasets[0] |= {"vae_batch_size": 3, "crop_style": "random"}
+    workspace.config |= {"caption_dropout_probability": 0.3, "validation_negative_prompt": "blurry", "disable_benchmark": True}
+    workspace.run("train", "output_dir=cached")
+    said = workspace.run("train", "output_dir=bare", "--vae_cache_disable", "--text_cache_disable")
+    assert "pictures are encoded while training, and not cached; dc-ae stays loaded beside the model." in said
+    assert "captions are encoded while training, and not cached; gemma stays loaded beside the model." in said
+    cached, bare = (workspace.folder / name for name in ("cached", "bare"))
+    assert workspace.losses("bare") == workspace.losses("cached")
+    assert gallery(bare) == gallery(cached)
+    weights, same = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (cached, bare))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
+    assert (len(shards(cached)), shards(bare)) == (2, [])
+
+    whole = (workspace.folder / "pictures" / "a_red_square.png").read_bytes()
+    (workspace.folder / "pictures" / "a_torn_square.png").write_bytes(whole[: len(whole) // 2])
+    said = workspace.run("train", "output_dir=filling", "--vae_cache_ondemand", "--text_cache_ondemand")
+    assert "pictures: a_torn_square.png is unreadable: damaged" in " ".join(said.split())
+    assert len(shards(workspace.folder / "filling")) == 2
+    account = json.loads((workspace.folder / "filling" / "ledger.json").read_text())["datasets"]["pictures"]
+    [note] = account["notes"]
+    assert note["file"] == "a_torn_square.png"
+    assert note["note"].startswith("unreadable, found while training: damaged")
+    assert note["note"].endswith(".png is trained on in its place")
