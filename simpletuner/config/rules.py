@@ -143,7 +143,7 @@ def _folders(run: Run) -> Iterator[Problem]:
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.datasets})
     for option, folder in written.items():
-        for dataset in run.datasets:
+        for dataset in (*run.datasets, *run.conditioning):
             pictures = dataset.instance_data_dir
             if folder is None or not _lies_in(folder, pictures):
                 continue
