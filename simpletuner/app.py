@@ -14,6 +14,7 @@ from simpletuner.config.run import Run
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
+from simpletuner.data.masks import fill_masks
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
@@ -59,6 +60,7 @@ def train(run: Run) -> Path:
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
             return folder
 
+        masks = [fill_masks(images, family.latent, ranks=engine, tell=tell) for images in sets]
         import_model_libraries()
         with (
             lent_prompts(run, family, sets, shots, engine, tell) as prompts,
@@ -71,6 +73,7 @@ def train(run: Run) -> Path:
             denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
             batches = Batches(
                 stream, sets, latents, prompts, family.collate,
+                masks=masks, masked=run.objective.masked_loss_probability,
                 seed=run.training.seed, dropout=run.training.caption_dropout_probability,
                 ranks=engine, accumulation=run.training.gradient_accumulation_steps,
             )  # fmt: skip

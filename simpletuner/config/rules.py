@@ -142,14 +142,14 @@ def _folders(run: Run) -> Iterator[Problem]:
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.datasets})
+    masks = [(each.id, each.instance_data_dir) for each in run.conditioning]
     for option, folder in written.items():
-        for dataset in (*run.datasets, *run.conditioning):
-            pictures = dataset.instance_data_dir
+        for id_, pictures in [(each.id, each.instance_data_dir) for each in run.datasets] + masks:
             if folder is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
             if not is_told:
-                what = f"`{option}` is {folder}, within the pictures of dataset `{dataset.id}` ({pictures})."
+                what = f"`{option}` is {folder}, within the pictures of dataset `{id_}` ({pictures})."
                 why = "nothing is written into a folder of yours, and the gallery would be trained on next time."
                 yield Problem(option, what, why, "Name a folder elsewhere.")
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor
 
 from simpletuner.data.keep import Fetched, Pending
+from simpletuner.data.masks import MaskStore
 from simpletuner.data.plan import Dealt, Stream
 from simpletuner.data.prompts import UNCOND
 from simpletuner.data.ranks import Ranks
@@ -64,6 +66,8 @@ class Batches:
         prompts: Prompts,
         collate: Collate,
         *,
+        masks: Sequence[MaskStore | None] | None = None,
+        masked: float = 1.0,
         seed: int,
         dropout: float,
         ranks: Ranks,
@@ -75,6 +79,9 @@ class Batches:
         self._latents = latents
         self._prompts = prompts
         self._collate = collate
+        self._masks = masks or [None] * len(sets)
+        self._masked = masked
+        """Share of the samples that are trained by their masks, where they have them."""
         self._seed = seed
         self._dropout = dropout
         self._ranks = ranks
@@ -109,6 +116,8 @@ class Batches:
         places = [images.place(sample) for sample in fetched.samples]
         files = tuple(f"{images.entry.id}/{images.file(sample)}" for sample in fetched.samples)
 
+        mask_B1HW = self._mask(micro, fetched.samples)
+
         def finish() -> Batch:
             return Batch(
                 latents_BCHW=torch.stack(fetched.latents.finish()),
@@ -118,9 +127,22 @@ class Batches:
                 micro=micro,
                 slot=slot,
                 slots=slots,
+                mask_B1HW=mask_B1HW,
             )
 
         return Pending(finish, is_ready=fetched.latents.is_ready and embeds.is_ready)
+
+    def _mask(self, micro: MicroBatch, samples: Sequence[int]) -> Tensor | None:
+        """The masks of a set that has them; ones for the samples that are trained as a whole this time."""
+        masks = self._masks[micro.dataset]
+        if masks is None:
+            return None
+        found = [masks.get(sample) for sample in samples]
+        words = (self._seed, micro.epoch, micro.index)
+        is_masked = [draw_seed(*words, nth, "mask") < self._masked * 2**63 for nth in range(len(samples))]
+        return torch.stack(
+            [mask if masked else torch.ones_like(mask) for mask, masked in zip(found, is_masked, strict=True)]
+        )  # fmt: skip
 
     def _prompt(self, micro: MicroBatch, nth: int, sample: int) -> Prompt:
         """What `sample`, the n-th of a micro-batch or its stand-in, is called this time."""

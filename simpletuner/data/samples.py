@@ -158,6 +158,8 @@ class Batch:
     """First of this batch's strata among those of the whole optimiser step."""
     slots: int
     """Strata of the whole optimiser step: samples over all ranks and accumulation."""
+    mask_B1HW: Tensor | None = None
+    """How much each cell of the latents counts, float32 in [0, 1]; None: all alike."""
 
 
 def draw_seed(*words: int | str) -> int:

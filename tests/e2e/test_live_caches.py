@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import Workspace
@@ -36,11 +37,22 @@ def test_encoding_while_training_changes_no_number(workspace: Workspace) -> None
 
     whole = (workspace.folder / "pictures" / "a_red_square.png").read_bytes()
     (workspace.folder / "pictures" / "a_torn_square.png").write_bytes(whole[: len(whole) // 2])
+    (workspace.folder / "masks").mkdir()
+    for picture in (workspace.folder / "pictures").glob("*.png"):
+        size = Image.open(picture).size
+        Image.new("L", size, 255 if "river" in picture.name else 0).save(workspace.folder / "masks" / picture.name)
+    workspace.datasets[0] |= {"conditioning_data": "masks", "image_embeds": "kept"}
+    workspace.datasets.append({"id": "masks", "dataset_type": "conditioning", "instance_data_dir": "masks"})
+    workspace.datasets.append({"id": "kept", "dataset_type": "image_embeds", "cache_dir": "filling/cache/kept"})
     said = workspace.run("train", "output_dir=filling", "--vae_cache_ondemand", "--text_cache_ondemand")
     assert "pictures: a_torn_square.png is unreadable: damaged" in " ".join(said.split())
-    assert len(shards(workspace.folder / "filling")) == 2
+    kinds = {path.parent.parent.name for path in shards(workspace.folder / "filling")}
+    assert kinds == {"kept", "text"}
+    assert "masks are black there: a_blue_dot.png, a_red_square.png, a_tall_tower.png, a_torn_square.png" in " ".join(
+        said.split()
+    )
+    assert 0 in workspace.losses("filling").values(), "a batch of black masks alone"
     account = json.loads((workspace.folder / "filling" / "ledger.json").read_text())["datasets"]["pictures"]
-    [note] = account["notes"]
-    assert note["file"] == "a_torn_square.png"
-    assert note["note"].startswith("unreadable, found while training: damaged")
-    assert note["note"].endswith(".png is trained on in its place")
+    [note] = [one["note"] for one in account["notes"] if "unreadable" in one["note"]]
+    assert note.startswith("unreadable, found while training: damaged")
+    assert note.endswith(".png is trained on in its place")
