@@ -22,7 +22,7 @@ from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
-from simpletuner.lending import FaultReport, lent_latents, lent_prompts
+from simpletuner.lending import FaultReport, lent_image_prompts, lent_latents, lent_prompts
 from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 from simpletuner.reporting.console import Console, duration
@@ -64,7 +64,8 @@ def train(run: Run) -> Path:
         import_model_libraries()
         with (
             lent_prompts(run, family, sets, shots, engine, tell) as prompts,
-            lent_latents(run, sets, family.image_encoder(), engine, tell) as latents,
+            lent_latents(sets, family.image_encoder(), engine, tell, dtype=run.dtypes.latents) as latents,
+            lent_image_prompts(family, sets, engine, tell) as image_prompts,
         ):
             stream = plan_of(run, sets, tell)  # pictures that proved unreadable are out of it now
             steps = length_of(run, stream, ranks=engine.ranks).steps
@@ -73,7 +74,7 @@ def train(run: Run) -> Path:
             denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
             batches = Batches(
                 stream, sets, latents, prompts, family.collate,
-                masks=masks, masked=run.objective.masked_loss_probability,
+                image_prompts=image_prompts, masks=masks, masked=run.objective.masked_loss_probability,
                 seed=run.training.seed, dropout=run.training.caption_dropout_probability,
                 ranks=engine, accumulation=run.training.gradient_accumulation_steps,
             )  # fmt: skip

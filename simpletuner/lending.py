@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from simpletuner.config.run import Run
-from simpletuner.data.batches import Latents
+from simpletuner.data.batches import ImagePrompts, Latents
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.encoding import latent_recipe
 from simpletuner.data.index import ImageSet
@@ -22,7 +22,7 @@ from simpletuner.data.live_prompts import LiveEncoder, LivePrompts
 from simpletuner.data.precompute import LatentStore, fill_latents
 from simpletuner.data.prompts import UNCOND, PromptStore
 from simpletuner.data.ranks import together
-from simpletuner.data.samples import ImageEncoder, Recipe
+from simpletuner.data.samples import PictureEncoder, Recipe
 from simpletuner.errors import RunError
 from simpletuner.evaluation.prompts import prompts_of
 from simpletuner.events import Notice, Tell
@@ -32,7 +32,7 @@ from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Due
 from simpletuner.training.trainer import Trainer
 
-__all__ = ["FaultReport", "lent_latents", "lent_prompts"]
+__all__ = ["FaultReport", "lent_image_prompts", "lent_latents", "lent_prompts"]
 
 READERS = 16
 """Threads that read and decode pictures."""
@@ -73,16 +73,17 @@ def lent_prompts(
 
 @contextmanager
 def lent_latents(
-    run: Run, sets: Sequence[ImageSet], encoder: ImageEncoder, engine: Engine, tell: Tell
+    sets: Sequence[ImageSet], encoder: PictureEncoder, engine: Engine, tell: Tell, *, dtype: str, part: str = ""
 ) -> Iterator[list[Latents]]:
-    """The latents of each set. The image encoder stays in memory only where there is a set whose cache is not filled before."""
-    dtype = run.dtypes.latents
-    is_live = [images.entry.vae_cache_disable or images.entry.vae_cache_ondemand for images in sets]
-    cached = [images for images, live in zip(sets, is_live, strict=True) if not live]
+    """What an encoder makes of the pictures of each set: latents, or the `part` of that name besides them.
+
+    The encoder stays in memory in the block only where there is a set whose cache is not filled before.
+    """
+    cached = [images for images in sets if not is_live(images)]
     filled: list[LatentStore] = []
     if cached:
-        filled = fill_latents(cached, encoder, dtype=dtype, device=engine.device, ranks=engine, tell=tell)
-    if not any(is_live):
+        filled = fill_latents(cached, encoder, dtype=dtype, device=engine.device, ranks=engine, tell=tell, part=part)
+    if len(cached) == len(sets):
         yield list(filled)
         return
     with ExitStack() as stack:
@@ -90,8 +91,8 @@ def lent_latents(
         pool = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="read-pictures"))
         memory, recipe, rest = Memory(), latent_recipe(encoder, dtype), iter(filled)
         stores: list[Latents] = []
-        for images, live in zip(sets, is_live, strict=True):
-            if not live:
+        for images in sets:
+            if not is_live(images):
                 stores.append(next(rest))
                 continue
             entry = images.entry
@@ -99,12 +100,31 @@ def lent_latents(
             tell(Notice(f"{entry.id}: {_staying('pictures', encoder.recipe.name, is_cached=entry.vae_cache_ondemand)}"))
             if entry.vae_cache_ondemand:
                 keep = _on_disk(images.cache_dir, recipe, entry.write_batch_size, engine, tell, stack)
-            elif entry.vae_batch_size > 1:
+            elif entry.vae_batch_size > 1 and not part:
                 tell(Notice(f"{entry.id}: {_in_batches('vae_batch_size', entry.vae_batch_size, 'pictures')}"))
-            store = LiveLatents(images, recipe, encode, getattr(torch, dtype), keep=keep, pool=pool, tell=tell)
+            store = LiveLatents(images, recipe, encode, getattr(torch, dtype), keep=keep, pool=pool, tell=tell, part=part)
             stack.callback(_save, store, engine)
             stores.append(store)
         yield stores
+
+
+@contextmanager
+def lent_image_prompts(
+    family: ModelFamily, sets: Sequence[ImageSet], engine: Engine, tell: Tell
+) -> Iterator[ImagePrompts | None]:
+    """What the denoiser is told of the pictures themselves, where the family is asked to."""
+    asked = family.image_prompts()
+    if asked is None:
+        yield None
+        return
+    encoder, share = asked
+    with lent_latents(sets, encoder, engine, tell, dtype="float32", part="image embeds") as stores:
+        yield ImagePrompts(stores, share)
+
+
+def is_live(images: ImageSet) -> bool:
+    """Whether pictures of the set are encoded while training."""
+    return images.entry.vae_cache_disable or images.entry.vae_cache_ondemand
 
 
 class FaultReport:
@@ -161,7 +181,7 @@ def _save(store: LiveLatents, engine: Engine) -> None:
 
 def _staying(what: str, encoders: str, *, is_cached: bool) -> str:
     where = "into the cache, when they are first used" if is_cached else "and not cached"
-    return f"{what} are encoded while training, {where}; {encoders} stays loaded beside the model."
+    return f"{what} are encoded while training, {where}. What encodes them stays loaded beside the model: {encoders}."
 
 
 def _in_batches(option: str, size: int, what: str) -> str:

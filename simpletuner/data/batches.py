@@ -6,7 +6,7 @@ Which caption is told, and whether it is dropped, is drawn here, keyed by the mi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -24,7 +24,7 @@ from simpletuner.data.samples import Batch, Cond, Cursor, Embeds, MicroBatch, Pl
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["Batches", "Collate", "Group", "Latents", "Prompts"]
+__all__ = ["Batches", "Collate", "Group", "ImagePrompts", "Latents", "Prompts"]
 
 Collate = Callable[[list[Embeds], list[Place]], Cond]
 
@@ -47,6 +47,16 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True)
+class ImagePrompts:
+    """What the denoiser is told of the trained pictures themselves."""
+
+    stores: Sequence[Latents]
+    """One for each set."""
+    share: float
+    """Of the samples; the others are told nothing of it."""
+
+
+@dataclass(frozen=True)
 class Group:
     """This rank's batches of one optimiser step."""
 
@@ -66,6 +76,7 @@ class Batches:
         prompts: Prompts,
         collate: Collate,
         *,
+        image_prompts: ImagePrompts | None = None,
         masks: Sequence[MaskStore | None] | None = None,
         masked: float = 1.0,
         seed: int,
@@ -79,6 +90,7 @@ class Batches:
         self._latents = latents
         self._prompts = prompts
         self._collate = collate
+        self._image_prompts = image_prompts
         self._masks = masks or [None] * len(sets)
         self._masked = masked
         """Share of the samples that are trained by their masks, where they have them."""
@@ -113,6 +125,7 @@ class Batches:
         fetched = self._latents[micro.dataset].fetch(micro.ids)
         prompts = [self._prompt(micro, nth, sample) for nth, sample in enumerate(fetched.samples)]
         embeds = self._prompts.fetch(prompts)
+        shown = self._shown(micro, fetched.samples)
         places = [images.place(sample) for sample in fetched.samples]
         files = tuple(f"{images.entry.id}/{images.file(sample)}" for sample in fetched.samples)
 
@@ -121,7 +134,7 @@ class Batches:
         def finish() -> Batch:
             return Batch(
                 latents_BCHW=torch.stack(fetched.latents.finish()),
-                cond=self._collate(embeds.finish(), places),
+                cond=self._collate(_with_images(embeds.finish(), shown.finish()), places),
                 files=files,
                 is_regularisation=images.entry.is_regularisation_data,
                 micro=micro,
@@ -130,7 +143,16 @@ class Batches:
                 mask_B1HW=mask_B1HW,
             )
 
-        return Pending(finish, is_ready=fetched.latents.is_ready and embeds.is_ready)
+        return Pending(finish, is_ready=fetched.latents.is_ready and embeds.is_ready and shown.is_ready)
+
+    def _shown(self, micro: MicroBatch, samples: Sequence[int]) -> Pending[dict[int, Tensor]]:
+        """What the denoiser is told of the pictures themselves this time, by their places in the micro-batch."""
+        if self._image_prompts is None:
+            return Pending(dict, is_ready=True)
+        words, share = (self._seed, micro.epoch, micro.index), self._image_prompts.share
+        drawn = [nth for nth in range(len(samples)) if draw_seed(*words, nth, "image") < share * 2**63]
+        images = self._image_prompts.stores[micro.dataset].fetch([samples[nth] for nth in drawn]).latents
+        return Pending(lambda: dict(zip(drawn, images.finish(), strict=True)), images.is_ready)
 
     def _mask(self, micro: MicroBatch, samples: Sequence[int]) -> Tensor | None:
         """The masks of a set that has them; ones for the samples that are trained as a whole this time."""
@@ -151,3 +173,7 @@ class Batches:
             return UNCOND
         captions = self._sets[micro.dataset].captions(sample)
         return Prompt(captions[draw_seed(*words, "caption") % len(captions)])
+
+
+def _with_images(embeds: Sequence[Embeds], shown: Mapping[int, Tensor]) -> list[Embeds]:
+    return [{**embed, "image_D": shown[nth]} if nth in shown else embed for nth, embed in enumerate(embeds)]

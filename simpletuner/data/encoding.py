@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simpletuner.data.cache import Item, item_key
 from simpletuner.data.pixels import RESIZE_RECIPE
-from simpletuner.data.samples import ImageEncoder, Place, Recipe
+from simpletuner.data.samples import PictureEncoder, Place, Recipe
 from simpletuner.errors import RunError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SPREAD_SAMPLES = 64
 """Fewer pictures say little about the spread of a channel."""
 
 
-def latent_recipe(encoder: ImageEncoder, dtype: str) -> Recipe:
+def latent_recipe(encoder: PictureEncoder, dtype: str) -> Recipe:
     """What alters all latents that are stored as `dtype` ("float16", "float32")."""
     return Recipe(encoder.recipe.name, {**encoder.recipe.facts, "pixels": RESIZE_RECIPE, "stored": dtype})
 

@@ -77,7 +77,9 @@ class LiveLatents:
         keep: Keep,
         pool: ThreadPoolExecutor,
         tell: Tell,
+        part: str = "",
     ) -> None:
+        """`part` names what is made besides the latents: the manifest notes nothing of it."""
         self.images = images
         self._recipe = recipe
         self._encode = encode
@@ -96,7 +98,8 @@ class LiveLatents:
         self._unreadable: dict[int, Unreadable] = {}
         self._stand_ins: dict[int, int] = {}
         self._untold: list[Fault] = []
-        self._spread: Spread | None = Spread()
+        self._spread: Spread | None = None if part else Spread()
+        self._notes = keep.is_lasting and not part
         if keep.is_lasting:
             self._recall()
         self._saved_s = time.monotonic()
@@ -123,7 +126,7 @@ class LiveLatents:
 
     def save(self) -> None:
         """Keep what was learned of the files for the next run, where there is a cache to find."""
-        if self._keep.is_lasting:
+        if self._notes:
             self.images.save()
 
     # reading
@@ -161,7 +164,7 @@ class LiveLatents:
             self._unreadable[sample] = fault
             return _Picture(sample)
         self._keys[sample] = key.encode()
-        if self._keep.is_lasting:
+        if self._notes:
             self.images.remember(sample, digest, key, self._recipe.digest)
         return picture
 

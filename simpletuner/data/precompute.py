@@ -25,7 +25,7 @@ from simpletuner.data.encoding import Encode, Ids, Spread, chunks_of, latent_ite
 from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.pixels import Unreadable, read_pixels
 from simpletuner.data.ranks import Ranks, together
-from simpletuner.data.samples import ImageEncoder, Recipe
+from simpletuner.data.samples import PictureEncoder, Recipe
 from simpletuner.errors import RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -59,15 +59,23 @@ class LatentStore:
 
 
 def fill_latents(
-    sets: Sequence[ImageSet], encoder: ImageEncoder, *, dtype: str, device: str, ranks: Ranks, tell: Tell
+    sets: Sequence[ImageSet],
+    encoder: PictureEncoder,
+    *,
+    dtype: str,
+    device: str,
+    ranks: Ranks,
+    tell: Tell,
+    part: str = "",
 ) -> list[LatentStore]:
     """Encode what is missing of all sets, all ranks together, and hand back where everything is.
 
-    Latents are stored as `dtype` ("float16", "float32"). Raises DataError for a set that has no readable picture.
+    Latents are stored as `dtype` ("float16", "float32"). `part` names what is made besides the latents, after them: the
+    manifest then notes nothing of it. Raises DataError for a set that has no readable picture.
     """
     recipe = latent_recipe(encoder, dtype)
     with encoder.lent(device) as encode:
-        return [_Fill(images, recipe, encode, getattr(torch, dtype), ranks, tell).run() for images in sets]
+        return [_Fill(images, recipe, encode, getattr(torch, dtype), ranks, tell, part).run() for images in sets]
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,12 @@ class _Picture:
 class _Fill:
     """One set on its way into the cache."""
 
-    def __init__(self, images: ImageSet, recipe: Recipe, encode: Encode, dtype: torch.dtype, ranks: Ranks, tell: Tell) -> None:
+    def __init__(
+        self, images: ImageSet, recipe: Recipe, encode: Encode, dtype: torch.dtype, ranks: Ranks, tell: Tell, part: str
+    ) -> None:
         self.images = images
-        self.id = images.entry.id
+        self.id = f"{images.entry.id} ({part})" if part else images.entry.id
+        self.part = part
         self.recipe = recipe
         self.cache = TensorCache(images.cache_dir, recipe)
         self.encode = encode
@@ -138,14 +149,15 @@ class _Fill:
             if known is not None:
                 key = latent_key(known.digest, self.images.place(sample))
                 self.keys[sample] = key.encode()
-                if (known.latent_key, known.recipe) != (key, self.recipe.digest):
+                if not self.part and (known.latent_key, known.recipe) != (key, self.recipe.digest):
                     outdated.append(sample)
         return outdated
 
     def _remember(self, sample: int, digest: bytes) -> None:
         key = latent_key(digest, self.images.place(sample))
         self.keys[sample] = key.encode()
-        self.images.remember(sample, digest, key, self.recipe.digest)
+        if not self.part:
+            self.images.remember(sample, digest, key, self.recipe.digest)
 
     def _work(self, todo: Ids) -> dict[str, Any]:
         """This rank's share: read, encode and write; what the other ranks must know of it."""
@@ -182,6 +194,8 @@ class _Fill:
     def _reason(self, sample: int, digest: bytes, key: str) -> str:
         """Why a picture is encoded."""
         known = self.images.remembered(sample) or self.images.previous(sample)
+        if self.part:
+            return "not in the cache"
         if known is None:
             return "new"
         if known.digest != digest:
@@ -210,7 +224,8 @@ class _Fill:
         pixels_B3HW = torch.stack([picture.pixels for picture in pictures if picture.pixels is not None])
         keys = [picture.key for picture in pictures]
         latents_BCHW = self.encode(pixels_B3HW, keys)
-        self.spread.add(latents_BCHW)
+        if not self.part:
+            self.spread.add(latents_BCHW)
         self.reasons.update(picture.reason for picture in pictures)
         return latent_items(self.images, [picture.sample for picture in pictures], keys, latents_BCHW, self.dtype)
 

@@ -25,6 +25,7 @@ __all__ = [
     "ImageEncoder",
     "LatentSpec",
     "MicroBatch",
+    "PictureEncoder",
     "Place",
     "Prompt",
     "Recipe",
@@ -121,6 +122,17 @@ class ImageEncoder(Protocol):
 
         Each picture's cache key goes along: an encoder that draws at random draws by it, and so the same again.
         """
+
+
+class PictureEncoder(Protocol):
+    """Anything that makes a tensor of a picture and is on loan: an image encoder is one."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What alters all that it makes."""
+
+    def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor, Sequence[str]], Tensor]]:
+        """Yields `encode`: pixels as for `ImageEncoder` -> a tensor (B, ...) float32 on the CPU."""
 
 
 @dataclass(frozen=True)

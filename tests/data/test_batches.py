@@ -18,7 +18,7 @@ from torch import Tensor
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data import batches as batches_module
-from simpletuner.data.batches import Batches, Group
+from simpletuner.data.batches import Batches, Group, ImagePrompts
 from simpletuner.data.cache import KEY_DTYPE, TensorCache, item_key
 from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.plan import PlanSet, Stream
@@ -196,6 +196,27 @@ def test_masks_are_passed_over_as_often_as_asked_and_the_same_after_a_resume() -
     shares = whole(groups)
     assert sum(shares) / len(shares) == pytest.approx(0.7, abs=0.06)
     assert whole(take(batches(), 40, groups[9].after)) == whole(groups[10:50])
+
+
+def test_a_share_of_samples_is_told_of_its_own_picture_whether_its_caption_is_dropped_or_not() -> None:
+    class Embedded(Latents):
+        def get(self, sample: int) -> Tensor:
+            return torch.tensor([1.0 + sample])
+
+    def collated(embeds: list[Embeds], places: list[Place]) -> Cond:
+        images = [embed.get("image_D", torch.zeros(1)) for embed in embeds]
+        return {**collate(embeds, places), "image": torch.stack(images)}
+
+    prompts = ImagePrompts([Embedded(), Embedded()], 0.3)
+    drops: Counter[tuple[bool, bool]] = Counter()
+    for group in take(some_batches(image_prompts=prompts, collate=collated, dropout=0.5), 400):
+        [batch] = group.batches
+        for sample, told, text in zip(batch.micro.ids, batch.cond["image"][:, 0].tolist(), texts(batch), strict=True):
+            assert told in (0, 1 + sample)
+            drops[told > 0, text == "uncond"] += 1
+    total = drops.total()
+    assert (drops[True, True] + drops[True, False]) / total == pytest.approx(0.3, abs=0.05)
+    assert drops[True, True] / total == pytest.approx(0.15, abs=0.04), "drawn apart"
 
 
 def test_captions_and_masks_are_those_of_what_stands_in() -> None:
