@@ -17,7 +17,7 @@ from simpletuner.config.webhooks import secrets_of
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
-from simpletuner.data.precompute import fill_latents
+from simpletuner.data.masks import fill_masks
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
@@ -26,6 +26,7 @@ from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.events import Bus, Event, Notice, ResultReady, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
+from simpletuner.lending import FaultReport, lent_image_prompts, lent_latents, lent_prompts
 from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.preflight import Length, by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
 from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kind_of, local_paths, result_files, told_settings
@@ -36,7 +37,6 @@ from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.reporting.model_card import CARD, ModelFacts, card, newest_pictures
 from simpletuner.reporting.trackers import open_trackers
 from simpletuner.reporting.webhooks import webhooks
-from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
@@ -77,31 +77,34 @@ def train(run: Run) -> Path:
             tell(ResultReady(files_for_others(run, checkpoint.step)))  # an upload that failed is tried again
             return folder
 
+        masks = [fill_masks(images, family.latent, ranks=engine, tell=tell) for images in sets]
         import_model_libraries()
         gc.freeze()  # what was imported stays: else the collection after each encoder searches it all, a third of a second
-        prompts = open_store(run, family)
-        fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
-        latents = fill_latents(
-            sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
-        )
-        stream = plan_of(run, trained, tell)  # pictures that proved unreadable are out of it now
-        length = length_of(run, stream, ranks=engine.ranks)
-        together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
+        with (
+            lent_prompts(run, family, sets, shots, engine, tell) as prompts,
+            lent_latents(sets, family.image_encoder(), engine, tell, dtype=run.dtypes.latents) as latents,
+            lent_image_prompts(family, trained, engine, tell) as image_prompts,
+        ):
+            stream = plan_of(run, trained, tell)  # pictures that proved unreadable are out of it now
+            length = length_of(run, stream, ranks=engine.ranks)
+            together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
-        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
-        batches = Batches(
-            stream, trained, latents[: len(trained)], prompts, family.collate,
-            seed=run.training.seed, dropout=run.training.caption_dropout_probability,
-            ranks=engine, accumulation=run.training.gradient_accumulation_steps,
-        )  # fmt: skip
-        per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
-        judge = Judge(run, judged, latents[len(trained) :], prompts, steps_per_epoch=per_epoch)
-        # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-        jobs: list[Job] = [Checkpoints(run, config), judge, Gallery(run, shots, prompts)]
-        trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=length.steps)
-        if checkpoint is not None:
-            restore(checkpoint, trainer, config)
-        trainer.fit()
+            denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
+            count = len(trained)
+            batches = Batches(
+                stream, trained, latents[:count], prompts, family.collate,
+                image_prompts=image_prompts, masks=masks[:count], masked=run.objective.masked_loss_probability,
+                seed=run.training.seed, dropout=run.training.caption_dropout_probability,
+                ranks=engine, accumulation=run.training.gradient_accumulation_steps,
+            )  # fmt: skip
+            per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
+            judge = Judge(run, judged, latents[count:], prompts, steps_per_epoch=per_epoch)
+            # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
+            jobs: list[Job] = [Checkpoints(run, config), FaultReport(run, sets, latents), judge, Gallery(run, shots, prompts)]
+            trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=length.steps)
+            if checkpoint is not None:
+                restore(checkpoint, trainer, config)
+            trainer.fit()
         seconds = time.monotonic() - began_s
         tell(Notice(closing_words(run, family, trained, shots, steps=trainer.state.step, seconds=seconds)))
         if engine.rank == 0:

@@ -15,6 +15,7 @@ import numpy as np
 
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
+from simpletuner.data.masks import Masks, find_masks
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
@@ -152,7 +153,10 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         sets, failures = [], []
         for entry in run.picture_sets:
             try:
-                sets.append(open_dataset(entry, latent, tell=tell))
+                images = open_dataset(entry, latent, tell=tell)
+                if entry.conditioning_data is not None:
+                    images.pair(masks_of(run, entry.conditioning_data))
+                sets.append(images)
             except DataError as error:
                 failures.append(error)
         if len(failures) == 1:
@@ -182,6 +186,11 @@ def by_use(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], list[ImageSet]]:
     """The sets to train on, and those to judge by."""
     trained = [images for images in sets if images.entry.dataset_type == "image"]
     return trained, [images for images in sets if images.entry.dataset_type == "eval"]
+
+
+def masks_of(run: Run, name: str) -> Masks:
+    """The masks of the conditioning entry of this id. Raises DataError."""
+    return find_masks(next(entry for entry in run.conditioning if entry.id == name))
 
 
 def _used(images: ImageSet) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from simpletuner.config.options import Section, option
 
-__all__ = ["ENTRIES", "ImageDataset", "TextEmbedsDataset"]
+__all__ = ["ENTRIES", "ConditioningDataset", "ImageDataset", "ImageEmbedsDataset", "TextEmbedsDataset"]
 
 Positive = Annotated[float, Field(gt=0)]
 Edge = Annotated[int, Field(gt=0)]
@@ -95,8 +95,27 @@ class ImageDataset(Section):
     cache_dir_vae: str | None = option(None, path="output")
     """Folder for encoded latents and the manifest. Unset: `<output_dir>/cache/vae/<id>`."""
 
+    image_embeds: str | None = option(None)
+    """Id of the `image_embeds` entry in whose folder latents and the manifest are kept. Unset: `cache_dir_vae`, else the entry
+    that is `default`, if there is one."""
+
+    text_embeds: str | None = option(None)
+    """Id of the `text_embeds` entry that keeps the captions' embeds: all sets share one, so there is nothing to choose."""
+
+    conditioning_data: str | None = option(None, when="dataset_type=image")
+    """Id of the `conditioning` entry that holds its masks: a mask has its picture's path and name, whatever their endings.
+    Pictures without a mask are left out."""
+
     vae_batch_size: int = option(4, ge=1)
-    """Pictures encoded at once; never a limit on the size of the set."""
+    """Pictures encoded at once; never a limit on the size of the set. With `vae_cache_disable` 1 encodes no more than is
+    trained on next."""
+
+    vae_cache_disable: bool = option(False)
+    """Encode pictures while training, and write no latents: the image encoder stays in memory beside the denoiser. What
+    trains is the same to the bit. A picture that proves unreadable is replaced by the next of its bucket, and told."""
+
+    vae_cache_ondemand: bool = option(False)
+    """Encode pictures while training, when they are first trained on, into the cache. Otherwise like `vae_cache_disable`."""
 
     write_batch_size: int = option(128, ge=1)
     """Items in one shard of the cache."""
@@ -124,11 +143,72 @@ class TextEmbedsDataset(Section):
     """Folder for encoded prompts. Unset: `<output_dir>/cache/text`."""
 
     text_encoder_batch_size: int = option(8, ge=1)
-    """Prompts encoded at once."""
+    """Prompts encoded at once. With `text_cache_disable` 1 encodes no more than is trained on next."""
+
+    text_cache_disable: bool = option(False)
+    """Encode captions while training, and write none: all text encoders stay in memory beside the denoiser. What trains is
+    the same to the bit."""
+
+    text_cache_ondemand: bool = option(False)
+    """Encode captions while training, when they are first told, into the cache. Otherwise like `text_cache_disable`."""
 
     write_batch_size: int = option(128, ge=1)
     """Prompts in one shard of the cache."""
 
 
-ENTRIES: dict[str, type[Section]] = {"image": ImageDataset, "eval": ImageDataset, "text_embeds": TextEmbedsDataset}
+class ImageEmbedsDataset(Section):
+    """Where the latents of those sets are kept that name it by `image_embeds`."""
+
+    id: str = option(level="essential", min_length=1)
+    """Name of the entry, unique in the file."""
+
+    dataset_type: Literal["image_embeds"] = option("image_embeds")
+    """What the entry is."""
+
+    type: Literal["local"] = option("local")
+    """Where the cache is kept."""
+
+    disabled: bool = option(False)
+    """Leave this entry out."""
+
+    default: bool = option(False)
+    """Use it also for every set that says neither `image_embeds` nor `cache_dir_vae`."""
+
+    cache_dir: str | None = option(None, path="output")
+    """Folder for encoded latents and manifests, of several sets too. Unset: `<output_dir>/cache/vae/<id>`."""
+
+    write_batch_size: int = option(128, ge=1)
+    """Latents in one shard of the cache, for the sets that do not say it themselves."""
+
+
+class ConditioningDataset(Section):
+    """Pictures that go with those of a set: masks that say where its loss counts."""
+
+    id: str = option(level="essential", min_length=1)
+    """Name of the entry, unique in the file; image sets name it by `conditioning_data`."""
+
+    dataset_type: Literal["conditioning"] = option("conditioning")
+    """What the entry is."""
+
+    type: Literal["local"] = option("local")
+    """Where the pictures are kept."""
+
+    disabled: bool = option(False)
+    """Leave this entry out."""
+
+    conditioning_type: Literal["mask"] = option("mask", level="essential")
+    """`mask`: the loss counts where the first channel is white, not at all where it is black, and by shares between."""
+
+    instance_data_dir: str = option(level="essential", path="input", min_length=1)
+    """Folder of masks, in sub-folders as the pictures. A mask may be smaller than its picture, but must have its shape; it is
+    cropped and scaled with it. Nothing is ever written into it."""
+
+
+ENTRIES: dict[str, type[Section]] = {
+    "image": ImageDataset,
+    "eval": ImageDataset,
+    "text_embeds": TextEmbedsDataset,
+    "image_embeds": ImageEmbedsDataset,
+    "conditioning": ConditioningDataset,
+}
 """`dataset_type` -> what such an entry may say."""

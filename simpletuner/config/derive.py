@@ -12,7 +12,17 @@ from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Dtypes, Hardware
 from simpletuner.config.vocabulary import FamilyFacts
 
-__all__ = ["DEFAULT_STEPS", "Derived", "Known", "derive", "derive_image", "derive_text_embeds", "dtypes", "repository_name"]
+__all__ = [
+    "DEFAULT_STEPS",
+    "Derived",
+    "Known",
+    "derive",
+    "derive_image",
+    "derive_image_embeds",
+    "derive_text_embeds",
+    "dtypes",
+    "repository_name",
+]
 
 DEFAULT_STEPS = 2000
 DEFAULT_WARMUP_STEPS = 100
@@ -147,6 +157,11 @@ def derive_image(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
 def derive_text_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
     """What a text cache leaves unset."""
     return {} if entry.get("cache_dir") is not None else {"cache_dir": f"{output_dir}/cache/text"}
+
+
+def derive_image_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+    """What a place for latents leaves unset."""
+    return {} if entry.get("cache_dir") is not None else {"cache_dir": f"{output_dir}/cache/vae/{_folder_name(entry['id'])}"}
 
 
 def _folder_name(name: str) -> str:

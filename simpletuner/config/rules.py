@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_memory, rules_publishing
+from simpletuner.config import rules_caches, rules_memory, rules_publishing
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -45,6 +45,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _folders(run)
     yield from _datasets(run)
     yield from _text_cache(run)
+    yield from rules_caches.check(run)
     yield from rules_memory.check(run)
     yield from rules_publishing.check(run)
     yield from webhook_problems(run)
@@ -144,14 +145,14 @@ def _folders(run: Run) -> Iterator[Problem]:
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.picture_sets})
+    masks = [(each.id, each.instance_data_dir) for each in run.conditioning]
     for option, folder in written.items():
-        for dataset in run.picture_sets:
-            pictures = dataset.instance_data_dir
+        for id_, pictures in [(each.id, each.instance_data_dir) for each in run.picture_sets] + masks:
             if folder is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
             if not is_told:
-                what = f"`{option}` is {folder}, within the pictures of dataset `{dataset.id}` ({pictures})."
+                what = f"`{option}` is {folder}, within the pictures of dataset `{id_}` ({pictures})."
                 why = "nothing is written into a folder of yours, and the gallery would be trained on next time."
                 yield Problem(option, what, why, "Name a folder elsewhere.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset, ImageEmbedsDataset, TextEmbedsDataset
 from simpletuner.config.options import Section
 from simpletuner.config.sections import (
     Adapter,
@@ -98,6 +98,10 @@ class Run:
     "command line". A dataset's are named "<id>.<key>"."""
     eval_datasets: tuple[ImageDataset, ...] = ()
     """The enabled sets to judge by, never trained on."""
+    image_embeds: tuple[ImageEmbedsDataset, ...] = ()
+    """The enabled places for latents; what they say is in the sets that use them (`cache_dir_vae`, `write_batch_size`)."""
+    conditioning: tuple[ConditioningDataset, ...] = ()
+    """The enabled sets of masks."""
     has_tiles: bool = True
     """Whether `vae_enable_tiling` changes anything: the family's."""
     hardware: Hardware = Hardware()

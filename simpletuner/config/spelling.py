@@ -47,6 +47,7 @@ VALUES = {
     ("caption_strategy", "instance_prompt"): "instanceprompt",
     ("dataset_type", "images"): "image",
     ("dataset_type", "text-embeds"): "text_embeds",
+    ("dataset_type", "image-embeds"): "image_embeds",
 }
 """Other spellings of certain values."""
 

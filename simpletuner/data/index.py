@@ -22,6 +22,7 @@ from simpletuner.data.discovery import CANNOT_OPEN, READABLE, caption_file, disc
 from simpletuner.data.geometry import WH, Fitter, Misfit, enlargement
 from simpletuner.data.ledger import Exclusion, Ledger, Note
 from simpletuner.data.manifest import UNKNOWN, Ints, Manifest, Remembered, load_manifest, save_manifest
+from simpletuner.data.masks import NO_MASK, Masks
 from simpletuner.data.pixels import Unreadable
 from simpletuner.data.samples import LatentSpec, Place
 from simpletuner.errors import DataError, RunError
@@ -41,6 +42,7 @@ MENDS = {
     "too narrow": "lower minimum_aspect_ratio",
     "too wide": "raise maximum_aspect_ratio",
     NO_CAPTION: "add captions",
+    NO_MASK: "add masks, of the same paths and names as the pictures",
     CANNOT_OPEN: "give this user the right to read the files",
 }
 """What to do about pictures excluded for a reason; about any other, replace them."""
@@ -101,6 +103,8 @@ class ImageSet:
         self._excluded = [*chosen.excluded, *chosen.without_caption]
         self._notes = [*notes, *chosen.notes]
         self._is_saved = True
+        self.masks: Masks | None = None
+        """Of its pictures, where it has them."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -146,10 +150,27 @@ class ImageSet:
 
     def exclude(self, sample: int, reason: str, detail: str = "") -> None:
         """Leave out a sample whose file proved unreadable; it stays out, unread, until the file changes."""
-        self._is_alive[sample] = False
+        self.leave_out(sample, reason, detail)
         self._manifest.faults[int(self._rows[sample])] = (reason, detail)
-        self._excluded.append(Exclusion(self.file(sample), reason, detail))
         self._is_saved = False
+
+    def leave_out(self, sample: int, reason: str, detail: str = "") -> None:
+        """Leave out a sample of this run, for a reason that is not its file's."""
+        self._is_alive[sample] = False
+        self._excluded.append(Exclusion(self.file(sample), reason, detail))
+
+    def pair(self, masks: Masks) -> None:
+        """Take `masks` for this set's: pictures without one are left out. Raises DataError if none is left."""
+        self.masks = masks
+        self._notes += masks.without_picture(self.file(sample) for sample in range(len(self)))
+        for sample in self.alive().tolist():
+            if masks.of(self.file(sample)) is None:
+                self.leave_out(sample, NO_MASK, f"there is none of its name in {masks.root}")
+        self.check_usable()
+
+    def note(self, sample: int, text: str) -> None:
+        """Say in the ledger what came to light of a sample."""
+        self._notes.append(Note(self.file(sample), text))
 
     def check_usable(self) -> None:
         """Raise DataError if no sample is left."""

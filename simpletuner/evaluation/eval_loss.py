@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from simpletuner.config.run import Run
+from simpletuner.data.batches import Latents, Prompts
 from simpletuner.data.index import ImageSet
-from simpletuner.data.precompute import LatentStore
-from simpletuner.data.prompts import PromptStore
 from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt, draw_seed
 from simpletuner.data.whole import write_whole
@@ -88,8 +87,8 @@ class Judge:
         self,
         run: Run,
         sets: Sequence[ImageSet],
-        latents: Sequence[LatentStore],
-        prompts: PromptStore,
+        latents: Sequence[Latents],
+        prompts: Prompts,
         *,
         steps_per_epoch: Fraction,
     ) -> None:
@@ -207,11 +206,12 @@ class Judge:
     def _judge(self, trainer: Trainer, part: Slice) -> Tensor:
         """(N, B) float32."""
         engine, family, images = trainer.engine, trainer.family, self._sets[part.dataset]
-        latents = [self._latents[part.dataset].get(i).float() for i in part.ids]
-        noises = [_noise(latents_CHW, images, i) for latents_CHW, i in zip(latents, part.ids, strict=True)]
+        fetched = self._latents[part.dataset].fetch(part.ids)  # of a live set, perhaps what stands in for an unreadable picture
+        latents, ids = [each.float() for each in fetched.latents.finish()], fetched.samples
+        noises = [_noise(latents_CHW, images, i) for latents_CHW, i in zip(latents, ids, strict=True)]
         x0_BCHW, noise_BCHW = (engine.to_device(torch.stack(parts)) for parts in (latents, noises))
-        embeds = [self._prompts.get(Prompt(images.captions(i)[0])) for i in part.ids]
-        cond = family.collate(embeds, [images.place(i) for i in part.ids])
+        embeds = self._prompts.fetch([Prompt(images.captions(i)[0]) for i in ids]).finish()
+        cond = family.collate(embeds, [images.place(i) for i in ids])
         cond = {name: engine.to_device(tensor) for name, tensor in cond.items()}
         losses = []
         for t in self._grid(trainer, part):

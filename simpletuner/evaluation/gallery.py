@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from simpletuner.config.run import Run
+from simpletuner.data.live_prompts import LivePrompts
 from simpletuner.data.prompts import PromptStore
 from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt
@@ -49,7 +50,7 @@ NAME_BYTES = 100
 class Gallery:
     """Renders the shots at its times, and the base's own pictures of them before the first."""
 
-    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore) -> None:
+    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore | LivePrompts) -> None:
         folder = Path(run.checkpointing.output_dir)
         self._folder = folder / FOLDER
         self._base_folder = None if run.validation.disable_benchmark else folder / "benchmark"

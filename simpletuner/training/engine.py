@@ -219,7 +219,18 @@ class Engine:
         )
         move_others(denoiser, offloaded, self.device)
 
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """What is encoded in the block while training is what was encoded before it: to the bit, whatever training uses."""
+        was_on = self._is_tf32
+        self._set_tf32(False)
+        try:
+            yield
+        finally:
+            self._set_tf32(was_on)
+
     def _set_tf32(self, is_on: bool) -> None:
+        self._is_tf32 = is_on
         if self.device.startswith("cuda"):
             # By the older of torch's two interfaces: after the newer one (`fp32_precision`) torch's own inductor cannot ask
             # for the precision any more, and raises (torch 2.13).

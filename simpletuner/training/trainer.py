@@ -131,7 +131,10 @@ class Trainer:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
         answer_BCHW = self.predict(x_BCHW, t_B, cond)
         flow_time_B = self.family.process.flow_time(t_B)
-        loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        mask_B1HW = None if batch.mask_B1HW is None else self.engine.to_device(batch.mask_B1HW)
+        loss_B = sample_loss(
+            self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B, mask_B1HW=mask_B1HW
+        )
         if self.adaptive is None:
             return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is

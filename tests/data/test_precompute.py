@@ -531,3 +531,24 @@ def test_a_cache_finished_after_a_kill_equals_an_uninterrupted_one_bit_for_bit(t
     assert notices(told)[-1] == f"cats: {31 - encoder.encoded} reused, {encoder.encoded} encoded (new)"
     assert same(everything(store, images), expected)
     assert not list(cache.glob("*/.*.tmp"))
+
+
+def test_what_is_made_besides_the_latents_does_not_disturb_what_is_known_of_them(ten: Pictures) -> None:
+    fill(ten, Convolution())
+    known, encoder = dict(ten.memory), Convolution(weights=5)
+    told: list[Event] = []
+    for _ in range(2):
+        [store] = fill_latents(
+            [ten],  # type: ignore[list-item]
+            encoder,
+            dtype="float32",
+            device="cpu",
+            ranks=Alone(),
+            tell=told.append,
+            part="embeds",
+        )
+    assert ten.memory == known
+    assert encoder.encoded == 10
+    assert store.get(3).isfinite().all()
+    assert notices(told) == ["cats (embeds): 0 reused, 10 encoded (not in the cache)", "cats (embeds): 10 reused"]
+    assert notices(fill(ten, Convolution())[1]) == ["cats: 10 reused"]
