@@ -54,6 +54,8 @@ def train(run: Run) -> Path:
             tell(Notice(images.ledger.summary))
         length = length_of(run, plan_of(run, sets), ranks=engine.ranks)
         tell(Notice(f"{length.summary}."))
+        for warning in length.warnings:
+            tell(Notice(warning, "warning"))
         checkpoint = find_checkpoint(run, tell)
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):

@@ -6,7 +6,7 @@ Which caption is told, and whether it is dropped, is drawn here, keyed by the mi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,18 +67,21 @@ class Batches:
         self._accumulation = accumulation
 
     def groups(self, cursor: Cursor) -> Generator[Group, None, None]:
-        """Step after step from `cursor` on, without end. A thread reads ahead; closing the generator ends it."""
+        """Step after step from `cursor` on, while the stream has more. A thread reads ahead; closing the generator ends it."""
         ranks = self._ranks
         dealt = self._stream.groups(cursor, rank=ranks.rank, ranks=ranks.ranks, accumulation=self._accumulation)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")  # one: it also plans, step after step
         try:
-            ahead: deque[Future[Group]] = deque(thread.submit(lambda: self._load(next(dealt))) for _ in range(AHEAD))
-            while True:
-                group = ahead.popleft().result()
-                ahead.append(thread.submit(lambda: self._load(next(dealt))))
+            ahead: deque[Future[Group | None]] = deque(thread.submit(self._next, dealt) for _ in range(AHEAD))
+            while (group := ahead.popleft().result()) is not None:
+                ahead.append(thread.submit(self._next, dealt))
                 yield group
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, steps: Iterator[Dealt]) -> Group | None:
+        dealt = next(steps, None)
+        return None if dealt is None else self._load(dealt)
 
     def _load(self, dealt: Dealt) -> Group:
         firsts = zip(dealt.micros, dealt.first_slots, strict=True)
