@@ -154,7 +154,8 @@ class ImageDataset(Section):
     """Pictures encoded at once; never a limit on the size of the set."""
 
     read_batch_size: int | None = option(None, ge=1)
-    """Pictures that are read and decoded ahead of the image encoder. Unset: twice as many as there are reading threads."""
+    """At most so many pictures are read and decoded ahead of the image encoder, but the next `vae_batch_size` in any case.
+    Unset: twice as many as there are reading threads."""
 
     write_batch_size: int = option(128, ge=1)
     """Items in one shard of the cache."""

@@ -291,7 +291,7 @@ def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[
 def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture], most: int | None) -> Iterator[list[_Picture]]:
     """Chunks of pictures in their order, read by threads while the caller works.
 
-    At most `most` pictures are read ahead (unset: twice as many as there are threads), and the rest of a chunk.
+    At most `most` pictures (unset: twice as many as there are threads), or the next chunk, are read ahead.
     """
     workers = min(16, _cores())
     most = 2 * workers if most is None else most
