@@ -152,9 +152,10 @@ class Stream:
         """The micro-batches of epoch `number`, from 0, whatever step they come at."""
         return Epoch(number, self.sets, self.seed, is_uniform=self.is_uniform)
 
-    def goes_on(self, after_epoch: int, step: int) -> bool:
-        """Whether a later epoch has something for this optimiser step."""
-        return any(plan.is_in_step(step) and plan.end_epoch > after_epoch + 1 for plan in self.sets)
+    def next_epoch(self, number: int, step: int) -> int | None:
+        """The first epoch after `number` that has something for this optimiser step; None if none ever has."""
+        members = [plan for plan in self.sets if plan.is_in_step(step) and plan.end_epoch > number + 1]
+        return min((max(plan.first_epoch, number + 1) for plan in members), default=None)
 
     def groups(self, cursor: Cursor, *, rank: int, ranks: int, accumulation: int) -> Iterator[Dealt]:
         """Step after step, the micro-batches of `rank`: every `ranks`-th of the next `ranks` x `accumulation`.
@@ -168,9 +169,10 @@ class Stream:
             micros: list[MicroBatch] = []
             while len(micros) < ranks * accumulation:
                 if position == len(epoch):
-                    if not self.goes_on(number, step):
+                    following = self.next_epoch(number, step)
+                    if following is None:
                         return
-                    number, position = number + 1, 0
+                    number, position = following, 0
                     epoch = self.epoch(number)
                     continue
                 if is_open[epoch.datasets[position]]:

@@ -50,12 +50,13 @@ def walk(stream: Stream, step_batches: int, *, steps: int | None, epochs: Fracti
             if plan.is_in_epoch(number) and plan.first_step * step_batches < end and plan.end_step * step_batches > done
         }
         if is_last or limit <= done + length:
-            passed = (end - done) / length if length else 0.0
+            passed = (end - done) / length if length else 1.0
             return Walk(int(end) // step_batches, number + passed, False, tuple(sorted(unvisited)))
         done += length
-        if not stream.goes_on(number, done // step_batches):
+        following = stream.next_epoch(number, done // step_batches)
+        if following is None:
             return Walk(done // step_batches, number + 1.0, True, tuple(sorted(unvisited)))
-        number += 1
+        number = following if epochs is None else min(following, math.ceil(epochs) - 1)
 
 
 def _is_settled(stream: Stream, number: int, step: int) -> bool:

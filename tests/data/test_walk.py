@@ -71,6 +71,15 @@ def test_sets_of_some_epochs_count_in_those() -> None:
     assert walk(stream, 1, steps=100, epochs=None).unvisited == (2,)
 
 
+def test_epochs_that_no_set_takes_part_in_pass_at_once() -> None:
+    stream = Stream([plan(10, end_epoch=1), plan(10, first_epoch=10**12)], 0)
+    assert walk(stream, 1, steps=15, epochs=None).epochs == 10**12 + 0.5
+    assert walk(stream, 3, steps=None, epochs=Fraction(7)).steps == 4, "three whole steps, and one that the second set fills"
+    assert walk(stream, 5, steps=None, epochs=Fraction(7)).epochs == 7
+    groups = stream.groups(Cursor(), rank=0, ranks=1, accumulation=10)
+    assert [next(groups).micros[0].epoch for _ in range(2)] == [0, 10**12]
+
+
 @pytest.mark.parametrize("bounds", [{"end_step": 7}, {"end_epoch": 2}])
 def test_where_all_sets_end_the_run_does(bounds: dict[str, float]) -> None:
     way = walk(
