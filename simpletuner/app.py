@@ -70,6 +70,8 @@ def train(run: Run) -> Path:
         trained, judged = by_use(sets)
         length = length_of(run, plan_of(run, trained), ranks=engine.ranks)
         tell(Notice(f"{length.summary}."))
+        for warning in length.warnings:
+            tell(Notice(warning, "warning"))
         checkpoint = find_checkpoint(run, tell)
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):

@@ -82,12 +82,10 @@ def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
         family_class = find()[family]
         values = {"model_family": family, "mixed_precision": "no", **model_options(family, tiny_repo(family))}
         values |= {"lora_alpha": options.get("lora_rank", 16), **family_class.defaults, **options}
-        for key in ImageDataset.model_fields:
-            values.pop(key, None)
         sections = {}
         for name, section in {**SECTIONS, "family": family_class.Options}.items():
             sections[name] = section(**{key: values.pop(key) for key in list(values) if key in section.model_fields})
-        assert not values, f"no such options: {values}"
+        assert values.keys() <= ImageDataset.model_fields.keys(), f"no such options: {values}"
         return Run(**sections, datasets=(), text_embeds=TextEmbedsDataset(), dtypes=dtypes, sources={})
 
     return run

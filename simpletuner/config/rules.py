@@ -53,6 +53,7 @@ def check(run: Run) -> Iterator[Problem]:
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
+        yield from _spans(dataset)
         yield from _discovery(dataset)
 
 
@@ -194,6 +195,12 @@ def _captions(dataset: ImageDataset) -> Iterator[Problem]:
     mend = 'Add "instance_prompt": "...".'
     if dataset.instance_prompt:
         return
+    for option, what in (
+        ("only_instance_prompt", "it is the caption of every picture."),
+        ("prepend_instance_prompt", "every caption begins with it."),
+    ):
+        if dict(dataset)[option]:
+            yield _of(dataset, "instance_prompt", f"`{option}` is true but there is no `instance_prompt`.", what, mend)
     if dataset.caption_strategy == "instanceprompt":
         what = '`caption_strategy` is "instanceprompt" but there is no `instance_prompt`.'
         yield _of(dataset, "instance_prompt", what, "it is the caption of every picture.", mend)
@@ -242,6 +249,18 @@ def _crops(dataset: ImageDataset) -> Iterator[Problem]:
         what = f'`crop_aspect` is "{dataset.crop_aspect}" but there are no `crop_aspect_buckets`.'
         mend = 'Add such as "crop_aspect_buckets": [0.75, 1.0, 1.33].'
         yield _of(dataset, "crop_aspect_buckets", what, "they are the shapes to choose from.", mend)
+    if dataset.crop and dataset.crop_aspect == "closest" and isinstance(dataset.crop_aspect_buckets, dict):
+        what = '`crop_aspect_buckets` has weights but `crop_aspect` is "closest".'
+        why = "the closest aspect is taken, whatever its weight."
+        yield _of(dataset, "crop_aspect_buckets", what, why, 'Write a list of aspects, or set "crop_aspect" to "random".')
+
+
+def _spans(dataset: ImageDataset) -> Iterator[Problem]:
+    for unit in ("epoch", "step"):
+        start, end = (dict(dataset)[f"{name}_{unit}"] for name in ("start", "end"))
+        if end and end < start:
+            what = f"`end_{unit}` ({end}) is before `start_{unit}` ({start})."
+            yield _of(dataset, f"end_{unit}", what, "the set would never be drawn from.", "Swap them, or remove one.")
 
 
 def _discovery(dataset: ImageDataset) -> Iterator[Problem]:

@@ -6,8 +6,8 @@ Which caption is told, and whether it is dropped, is drawn here, keyed by the mi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -100,18 +100,21 @@ class Batches:
         self._accumulation = accumulation
 
     def groups(self, cursor: Cursor) -> Generator[Group, None, None]:
-        """Step after step from `cursor` on, without end. A thread reads ahead; closing the generator ends it."""
+        """Step after step from `cursor` on, while the stream has more. A thread reads ahead; closing the generator ends it."""
         ranks = self._ranks
         dealt = self._stream.groups(cursor, rank=ranks.rank, ranks=ranks.ranks, accumulation=self._accumulation)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")  # one: it also plans, step after step
         try:
-            ahead = deque(thread.submit(lambda: self._load(next(dealt))) for _ in range(AHEAD))
-            while True:
-                finish = ahead.popleft().result()
-                ahead.append(thread.submit(lambda: self._load(next(dealt))))
+            ahead: deque[Future[Callable[[], Group] | None]] = deque(thread.submit(self._next, dealt) for _ in range(AHEAD))
+            while (finish := ahead.popleft().result()) is not None:
+                ahead.append(thread.submit(self._next, dealt))
                 yield finish()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, steps: Iterator[Dealt]) -> Callable[[], Group] | None:
+        dealt = next(steps, None)
+        return None if dealt is None else self._load(dealt)
 
     def _load(self, dealt: Dealt) -> Callable[[], Group]:
         """In the thread. What it hands back is called by the loop: it encodes what no cache holds."""

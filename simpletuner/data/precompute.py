@@ -167,7 +167,7 @@ class _Fill:
             task = f"encoding pictures of {self.id}"
             self.tell(Progress(task, 0, total, "pictures"))
             with self.cache.writer(self.images.entry.write_batch_size) as writer:
-                for pictures in _ahead(chunks, self._read):
+                for pictures in _ahead(chunks, self._read, self.images.entry.read_batch_size):
                     writer.add(self._encoded(self._fresh(pictures)))
                     done += len(pictures)
                     self.tell(Progress(task, done, total, "pictures"))
@@ -257,16 +257,20 @@ def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[
     return [samples[is_todo[samples]] for samples in chunks_of(bucket_ids, size)]
 
 
-def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture]) -> Iterator[list[_Picture]]:
-    """Chunks of pictures in their order, read by threads while the caller works. A bounded number waits in memory."""
+def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture], most: int | None) -> Iterator[list[_Picture]]:
+    """Chunks of pictures in their order, read by threads while the caller works.
+
+    At most `most` pictures (unset: twice as many as there are threads), or the next chunk, are read ahead.
+    """
     workers = min(16, _cores())
+    most = 2 * workers if most is None else most
     with ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
         waiting: deque[list[Future[_Picture]]] = deque()
         try:
             for chunk in chunks:
                 if len(chunk):
                     waiting.append([pool.submit(read, int(sample)) for sample in chunk])
-                if len(waiting) > 1 and sum(map(len, waiting)) > 2 * workers:
+                if len(waiting) > 1 and sum(map(len, waiting)) > most:
                     yield [picture.result() for picture in waiting.popleft()]
             while waiting:
                 yield [picture.result() for picture in waiting.popleft()]

@@ -137,10 +137,12 @@ class PictureEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its stream: micro-batches `[0, position)` of `epoch` are done."""
+    """Where a run stands in its stream: micro-batches `[0, position)` of `epoch` are done, or were passed over."""
 
     epoch: int = 0
     position: int = 0
+    step: int = 0
+    """Optimiser steps done: a set may start and end at a step."""
 
 
 @dataclass(frozen=True)

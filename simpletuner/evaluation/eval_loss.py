@@ -244,8 +244,9 @@ def slices(sets: Sequence[ImageSet], count: int | None, batch_size: int) -> list
         for sample in chosen(images, count):
             by_bucket.setdefault(int(images.bucket_ids[sample]), []).append(sample)
         for bucket, ids in sorted(by_bucket.items()):
-            starts = range(0, len(ids), batch_size)
-            found += [Slice(dataset, images.buckets[bucket], tuple(ids[start : start + batch_size])) for start in starts]
+            size = images.entry.train_batch_size or batch_size
+            starts = range(0, len(ids), size)
+            found += [Slice(dataset, images.buckets[bucket], tuple(ids[start : start + size])) for start in starts]
     return found
 
 

@@ -19,8 +19,6 @@ from tests.e2e.conftest import Workspace
 from tests.e2e.forked import Forks
 from tests.quickstarts import CASCADE_CONFIG, CASCADE_DATASETS, CASCADE_LIBRARY
 
-DATASET_KEYS_OF_LATER_VERSIONS = {"bucket_resolutions", "prepend_instance_prompt"}
-
 
 @pytest.fixture
 def page(tmp_path: Path, tiny_repo: Callable[[str], Path], forks: Forks) -> Workspace:
@@ -32,9 +30,7 @@ def page(tmp_path: Path, tiny_repo: Callable[[str], Path], forks: Forks) -> Work
         )
     config = json.loads(CASCADE_CONFIG) | model_options("stable_cascade", tiny_repo("stable_cascade"))
     text = CASCADE_DATASETS.replace("/data/stable-cascade", "data").replace("/data/cache", "cache")
-    datasets = [
-        {key: value for key, value in entry.items() if key not in DATASET_KEYS_OF_LATER_VERSIONS} for entry in json.loads(text)
-    ]
+    datasets = json.loads(text)
     (tmp_path / "config" / "stable_cascade").mkdir(parents=True)
     (tmp_path / "config" / "stable_cascade" / "multidatabackend.json").write_text(json.dumps(datasets))
     (tmp_path / "config" / "stable_cascade" / "prompt_library.json").write_text(CASCADE_LIBRARY)
@@ -51,7 +47,7 @@ BRIEF = (
 
 
 def small(page: Workspace) -> Workspace:
-    entry = page.datasets[0] | {"resolution": "256x256", "minimum_image_size": 0}
+    entry = page.datasets[0] | {"bucket_resolutions": ["256x256"], "minimum_image_size": 0}
     del entry["maximum_image_size"], entry["target_downsample_size"]
     file = page.folder / "config" / "stable_cascade" / "multidatabackend.json"
     file.write_text(json.dumps([entry, page.datasets[1]]))

@@ -39,7 +39,7 @@ class Pictures:
     buckets = ((24, 24), (40, 24))
 
     def __init__(self, name: str = "held-out", count: int = 5, fill: float | None = None) -> None:
-        self.entry = SimpleNamespace(id=name, dataset_type="eval")
+        self.entry = SimpleNamespace(id=name, dataset_type="eval", train_batch_size=None)
         self.bucket_ids = np.array([int(i % 3 == 2) for i in range(count)])
         self.dead: set[int] = set()
         self.fill = fill
