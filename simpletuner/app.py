@@ -18,12 +18,14 @@ from simpletuner.data.precompute import fill_latents
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.gallery import Gallery, is_complete
+from simpletuner.evaluation.page import PAGE
 from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
+from simpletuner.preflight import length_of, open_sets, plan_of, shots_of, steps_per_epoch
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.metrics import MetricsFile
 from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
@@ -45,6 +47,7 @@ def train(run: Run) -> Path:
     early: list[Event] = []
     family = load_family(run)
     family.verify()
+    verify_judge(run)
     with Engine(run) as engine, locked(folder, engine, early.append), reporting(run, engine) as tell:
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
@@ -77,7 +80,8 @@ def train(run: Run) -> Path:
             ranks=engine, accumulation=run.training.gradient_accumulation_steps,
         )  # fmt: skip
         # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-        jobs: list[Job] = [Checkpoints(run, config), Gallery(run, shots, prompts)]
+        gallery = Gallery(run, shots, prompts, steps_per_epoch=steps_per_epoch(run, stream, ranks=engine.ranks))
+        jobs: list[Job] = [Checkpoints(run, config), gallery]
         trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
         if checkpoint is not None:
             restore(checkpoint, trainer, config)
@@ -98,7 +102,7 @@ def closing_words(
     if run.ema.use_ema:
         lines.append(f"Their average (EMA): {folder / EMA / result.name}")
     if shots:
-        lines.append(f"Gallery: {folder / 'validation'}")
+        lines.append(f"Gallery: {folder / PAGE}")
     return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, prompt), ""])
 
 

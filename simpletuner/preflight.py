@@ -19,12 +19,13 @@ from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import DataError, UserError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of"]
+__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of", "steps_per_epoch"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Report:
 def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
+    verify_judge(run)
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
@@ -221,6 +223,11 @@ def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
     assert limits, "config/derive.py sets a length where the user set none"
     steps = min(limits)
     return Length(steps, per_epoch, steps / per_epoch)
+
+
+def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:
+    """Optimiser steps in an epoch; no whole number need be."""
+    return Fraction(stream.epoch_length, ranks * run.training.gradient_accumulation_steps)
 
 
 def _table(plan: PlanSet) -> list[Bucket]:

@@ -17,6 +17,7 @@ from simpletuner.config.entries import Entries, Entry, read_entries
 from simpletuner.config.layers import Given, Merged, Typed, Where, merge, show, typed
 from simpletuner.config.options import Option
 from simpletuner.config.resolved import resolved
+from simpletuner.config.rules_previews import preview_notices
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.sources import (
     ENVIRONMENT,
@@ -84,7 +85,8 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    return replace(run, notices=(*run.notices, *rules_memory.notices(run), *parsed.family.notices(run), *warnings))
+    notices = [*rules_memory.notices(run), *preview_notices(run, has_webhook="webhook_config" in parsed.given)]
+    return replace(run, notices=(*run.notices, *notices, *parsed.family.notices(run), *warnings))
 
 
 def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> list[Problem]:

@@ -21,7 +21,9 @@ from simpletuner.config.sections import (
     Objective,
     Optimizer,
     Precision,
+    Previews,
     Reporting,
+    Scores,
     Training,
     Validation,
 )
@@ -80,6 +82,8 @@ class Run:
     data: Data
     checkpointing: Checkpointing
     validation: Validation
+    previews: Previews
+    scores: Scores
     reporting: Reporting
     family: Section
     """The family's own options."""

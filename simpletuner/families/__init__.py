@@ -16,11 +16,14 @@ NOT_FAMILIES = (
     "cascade_lora",
     "cascade_parts",
     "cascade_pictures",
+    "cascade_rules",
     "common",
     "instruction",
     "repository",
     "sana_encoders",
     "sd3_encoders",
+    "sd3_previews",
+    "sd3_rules",
     "sd3_transformer",
 )
 

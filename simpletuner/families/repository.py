@@ -127,7 +127,10 @@ class Repository:
             )
 
     def component(self, subfolder: str) -> Component:
-        """Fetches a component's small files and weights. A component without the wanted variant comes without one."""
+        """Fetches a component's small files and weights. A component without the wanted variant comes without one.
+
+        "" is the repository's own folder, of a model that is no pipeline.
+        """
         if self.variant:
             kinds = (f"*.{self.variant}.safetensors", f"*.{self.variant}-*.safetensors")
             component = Component(self._folder(subfolder, kinds), self.variant)
@@ -195,8 +198,9 @@ class Repository:
         else:
             from huggingface_hub import snapshot_download
 
-            wanted = [f"{subfolder}/{kind}" for kind in (*SMALL_FILES, *weights)]
-            unwanted = [f"{subfolder}/{kind}" for kind in leave_out]
+            inside = f"{subfolder}/" if subfolder else ""
+            wanted = [f"{inside}{kind}" for kind in (*SMALL_FILES, *weights)]
+            unwanted = [f"{inside}{kind}" for kind in leave_out]
             root = Path(
                 self._asked_of_hub(
                     lambda: snapshot_download(

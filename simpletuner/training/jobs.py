@@ -8,13 +8,14 @@ from __future__ import annotations
 import signal
 from collections import deque
 from dataclasses import dataclass
+from fractions import Fraction
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Asked", "Due", "Inbox", "Job"]
+__all__ = ["Asked", "Due", "Inbox", "Job", "interval_steps"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Due:
 
     steps: int = 0
     """Every so many optimiser steps; 0 never for this reason."""
+    epoch_steps: Fraction = Fraction(0)
+    """The same as epochs make it, `interval_steps`: no whole number need be. Due at the first step that has come so far."""
     at_start: bool = False
     at_end: bool = False
     asked: Literal["", "save", "validate"] = ""
@@ -57,7 +60,15 @@ class Due:
 
     def falls_on(self, step: int) -> bool:
         """Whether `step` is one of those at the interval."""
-        return step > 0 and self.steps > 0 and step % self.steps == 0
+        if step <= 0:
+            return False
+        by_steps = self.steps > 0 and step % self.steps == 0
+        return by_steps or (self.epoch_steps > 0 and step // self.epoch_steps > (step - 1) // self.epoch_steps)
+
+
+def interval_steps(epochs: float | None, steps_per_epoch: Fraction) -> Fraction:
+    """An interval of `epochs`, which may be a decimal (0.5: twice an epoch), in optimiser steps; 0 for None: never."""
+    return Fraction(repr(epochs)) * steps_per_epoch if epochs else Fraction(0)  # as written: 0.1 is a tenth
 
 
 class Job(Protocol):

@@ -14,7 +14,9 @@ from simpletuner.config.sections.model import Model
 from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
+from simpletuner.config.sections.previews import Previews
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.scores import Scores
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
 
@@ -31,7 +33,9 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Precision",
+    "Previews",
     "Reporting",
+    "Scores",
     "Training",
     "Validation",
 ]
@@ -50,5 +54,7 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,
+    "previews": Previews,
+    "scores": Scores,
     "reporting": Reporting,
 }
