@@ -146,7 +146,7 @@ class Repository:
         there = sorted({variant_of(path.name) or "" for path in component.folder.glob("*.safetensors")})
         wanted = f"of the variant `{self.variant}`" if self.variant else "without a variant"
         raise UserError(
-            f"`{self.name}` has no safetensors weights {wanted} in `{subfolder}`.",
+            f"`{self.name}` has no safetensors weights {wanted} in `{subfolder or '.'}`.",
             why=f"looked in `{component.folder}`; weights in other formats are not loaded, since loading them can run code.",
             mend=f'set "variant" to one that is there: {", ".join(name or "(none)" for name in there)}.' if there else "",
         )
