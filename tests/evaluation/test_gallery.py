@@ -18,9 +18,10 @@ from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import Prompt
 from simpletuner.evaluation.gallery import Gallery
 from simpletuner.evaluation.names import file_name, is_painted
-from simpletuner.events import Event, Notice, Painted
+from simpletuner.events import Event, Measured, Notice, Painted
 from simpletuner.families.base import Shot
 from simpletuner.training.state import TrainState
+from tests.tiny_clip import judged
 
 SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
 
@@ -378,3 +379,20 @@ def test_a_page_lays_the_gallery_out_after_each_of_its_times(
     page = (tmp_path / "gallery.html").read_text()
     assert '<a href="benchmark/step_0_cat_0_64x32.png">' in page
     assert '<a href="validation/step_10_cat_0_64x32.png">' in page
+
+
+def test_clip_judges_the_whole_gallery_of_a_step_and_the_base_s_apart(
+    gallery: Callable[..., Gallery], trainer: Any, told: list[Event], tmp_path: Path, tiny_clip: Path
+) -> None:
+    """Also what an earlier run painted: a resumed one paints only what is missing."""
+    gallery((SHOT,), disable_benchmark=True, validation_on_startup=True).run(trainer)
+    dog = replace(SHOT, nickname="dog", prompt="a dog", index=1)
+    judge = {"evaluation_type": "clip", "pretrained_evaluation_model_name_or_path": str(tiny_clip)}
+    gallery((SHOT, dog), validation_on_startup=True, **judge).run(trainer)
+    base, trained = (event for event in told if isinstance(event, Measured))
+    assert (base.kind, base.step, trained.kind, trained.step) == ("clip", 0, "clip", 0)
+    scores = [judged(tiny_clip, Image.new("RGB", (64, 32), (200, 0, 0)), prompt) for prompt in ("a cat", "a dog")]
+    expected = {"mean": sum(scores) / 2, "min": min(scores), "max": max(scores)}
+    assert trained.figures == pytest.approx({f"clip_score/{name}": value for name, value in expected.items()}, abs=1e-3)
+    assert set(base.figures) == {f"clip_score/base/{name}" for name in expected}
+    assert len([event for event in told if isinstance(event, Painted)]) == 4
