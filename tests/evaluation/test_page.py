@@ -41,7 +41,7 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
         if self.rows and self.rows[-1] and not self.rows[-1][-1].endswith(".png"):
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.strip()
 
 
 @pytest.fixture
