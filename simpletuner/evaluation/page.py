@@ -46,7 +46,7 @@ def page_of(pictures: Sequence[Picture], folder: Path) -> str:
     for picture in sorted(pictures, key=lambda one: (one.index, one.size_WH)):
         rows.setdefault(_row(picture), []).append(picture)
     name = escape(folder.resolve().name)
-    heads = "".join(f"<th>{'base' if column == BASE else f'step {column:,}'}</th>" for column in columns)
+    heads = "".join(f"<th{_class(column)}>{'base' if column == BASE else f'step {column:,}'}</th>" for column in columns)
     body = "\n".join(line for row in rows.values() for line in _rows(row, columns, folder))
     return f"""<!doctype html>
 <html lang="en">
@@ -81,6 +81,10 @@ def _column(picture: Picture) -> int:
     return BASE if picture.texts["weights"] == "base" else picture.step
 
 
+def _class(column: int) -> str:
+    return ' class="base"' if column == BASE else ""
+
+
 def _row(picture: Picture) -> tuple[int, str, str, str]:
     """What pictures of one row have in common. A prompt that was changed in the middle has a row of its own."""
     width_px, height_px = picture.size_WH
@@ -107,7 +111,8 @@ def _rows(pictures: Sequence[Picture], columns: Sequence[int], folder: Path) -> 
     for weights in shown:
         wanted = {weights, "base"} if weights == shown[0] else {weights}
         own = {_column(one): one for one in pictures if one.texts["weights"] in wanted}
-        cells = "".join(f"<td>{_figure(own[column], folder) if column in own else ''}</td>" for column in columns)
+        figures = {column: _figure(own[column], folder) if column in own else "" for column in columns}
+        cells = "".join(f"<td{_class(column)}>{figure}</td>" for column, figure in figures.items())
         yield f"<tr>{cells}</tr>"
     yield "</tbody>"
 

@@ -153,5 +153,7 @@ def _warn_of_tokens(entries: list[Entry], tell: Tell) -> None:
 
 def _summary(nicknames: list[str], sizes_WH: list[tuple[int, int]]) -> str:
     sizes = ", ".join(f"{width_px}x{height_px}" for width_px, height_px in sizes_WH)
-    shown = ", ".join(nicknames[:8]) + (f" and {len(nicknames) - 8} more" if len(nicknames) > 8 else "")
+    shown = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in nicknames[:8]) + (
+        f" and {len(nicknames) - 8} more" if len(nicknames) > 8 else ""
+    )
     return f"Gallery: {len(nicknames)} prompt{'s' if len(nicknames) > 1 else ''} at {sizes}: {shown}."
