@@ -93,7 +93,7 @@ class Report:
 def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
-    verify_judge(run)
+    verify_judge(run, may_fetch=False)
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)

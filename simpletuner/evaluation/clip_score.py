@@ -33,7 +33,7 @@ class ClipScore:
     """Scores pictures by the CLIP of a repository, found at once: raises UserError if there is none."""
 
     def __init__(self, run: Run) -> None:
-        self._component = _component(run.scores.pretrained_evaluation_model_name_or_path)
+        self._component = _component(_repository(run.scores.pretrained_evaluation_model_name_or_path))
 
     def scores(self, pictures: Iterable[tuple[Image, str]], *, device: str) -> list[float]:
         """The score of each picture against its prompt, which is cut to CLIP's 77 tokens."""
@@ -62,14 +62,20 @@ def figures_of(scores: Sequence[float], weights: Weights) -> dict[str, float]:
     return {f"{name}/mean": sum(scores) / len(scores), f"{name}/min": min(scores), f"{name}/max": max(scores)}
 
 
-def verify_judge(run: Run) -> None:
-    """Raises UserError if the run scores pictures and its CLIP is missing or cut short. Fetches weights, loads none."""
-    if run.scores.evaluation_type == "clip":
-        _component(run.scores.pretrained_evaluation_model_name_or_path).verify()
+def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
+    """Raises UserError if the run scores pictures and its CLIP is missing or cut short. Loads no weights.
+
+    Unless it `may_fetch` them, of a hub repository only the configuration is looked at.
+    """
+    if run.scores.evaluation_type != "clip":
+        return
+    repository = _repository(run.scores.pretrained_evaluation_model_name_or_path)
+    if repository.is_local or may_fetch:
+        _component(repository).verify()
 
 
-def _component(name: str) -> Component:
-    """The judge's files, fetched if need be, found to be those of a CLIP. Raises UserError."""
+def _repository(name: str) -> Repository:
+    """Where the judge lies, found to be a CLIP by its configuration. Raises UserError."""
     repository = Repository(name, option=OPTION)
     kind = repository.json("config.json").get("model_type")
     if kind != "clip":
@@ -78,12 +84,17 @@ def _component(name: str) -> Component:
             why="evaluation_type is clip: pictures and prompts are compared by one.",
             mend=f'set "{OPTION}" to a CLIP in the layout of transformers, such as openai/clip-vit-large-patch14.',
         )
+    return repository
+
+
+def _component(repository: Repository) -> Component:
+    """The judge's files, fetched if need be. Raises UserError."""
     component = repository.component("")
     absent = [files[0] for files in NEEDED if not any((component.folder / file).is_file() for file in files)]
     absent += [] if component.weights else ["model.safetensors"]
     if absent:
         raise UserError(
-            f"The CLIP `{name}` lacks {', '.join(absent)}.",
+            f"The CLIP `{repository.name}` lacks {', '.join(absent)}.",
             why="weights in other formats are not loaded, since loading them can run code.",
             mend=f'finish its download, or set "{OPTION}" to one that has them, such as openai/clip-vit-large-patch14.',
         )

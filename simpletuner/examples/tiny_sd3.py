@@ -65,9 +65,10 @@ def build_sd3(folder: Path, variant: str) -> None:
         text_encoder_3=t5,
         tokenizer_3=tokenizers[2],
     )
+    preview: Any = preview_autoencoder()
     with quiet():
         pipeline.save_pretrained(folder)
-        preview_autoencoder().save_pretrained(folder / PREVIEW)
+        preview.save_pretrained(folder / PREVIEW)
 
 
 def clip_model(tokenizer: CLIPTokenizer, *, width: int, activation: str) -> CLIPTextModelWithProjection:
