@@ -20,11 +20,12 @@ from PIL import Image
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import TensorCache, item_key
-from simpletuner.data.discovery import discover, search
+from simpletuner.data.discovery import TEXT_FILES, discover
 from simpletuner.data.index import open_dataset
 from simpletuner.data.manifest import Manifest, Texts, save_manifest
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.samples import LatentSpec, Recipe
+from simpletuner.data.stores.folder import Folder
 
 LATENT = LatentSpec(32, 32, 64, 1024)
 ORIENTATION = 0x0112
@@ -54,7 +55,8 @@ def scans(folder: Path, count: int, rounds: int) -> list[Figure]:
     latent = LatentSpec(32, 32, 32, 64)
 
     def scan() -> None:
-        discover(pictures, search(pictures), None, with_captions=True, progress=lambda done, total: None)
+        store = Folder(pictures)
+        discover(store, store.listing(say), None, captions_from=TEXT_FILES, progress=lambda done, total: None)
 
     def first_start() -> None:
         for manifest in (folder / "cache").glob("*"):
@@ -66,7 +68,7 @@ def scans(folder: Path, count: int, rounds: int) -> list[Figure]:
 
     seconds = least_cpu_s({"scan": scan, "first start": first_start, "second start": second_start}, rounds)
     return [
-        Figure("scan with EXIF and captions", count / seconds["scan"], "files/CPU-s", least=10_000),
+        Figure("scan with EXIF and captions", count / seconds["scan"], "files/CPU-s", least=20_000),
         Figure("first start: scan, buckets, ledger, manifest", count / seconds["first start"], "files/CPU-s"),
         Figure("second start, nothing changed", count / seconds["second start"], "files/CPU-s"),
     ]
@@ -78,7 +80,8 @@ def synthetic(folder: Path, count: int) -> Manifest:
     sizes_N2 = rng.integers(1024, 2048, (30, 2), np.int32)
     stamps = np.arange(count, dtype=np.int64)
     return Manifest(
-        root=str(folder.resolve()), has_captions=True, files=Texts.of(f"folder/{number:09}.jpg" for number in range(count)),
+        root=str(folder.resolve()), captions_from=TEXT_FILES,
+        files=Texts.of(f"folder/{number:09}.jpg" for number in range(count)),
         sizes=stamps, times=stamps, edges=sizes_N2[rng.integers(0, 30, count)], caption_sizes=stamps, caption_times=stamps,
         captions=Texts.of(f"a picture of the subject number {number:09}, by a river at dawn" for number in range(count)),
     )  # fmt: skip

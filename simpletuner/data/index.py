@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import NO_RIGHT
 from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of
-from simpletuner.data.discovery import CANNOT_OPEN, READABLE, caption_file, discover, search
+from simpletuner.data.discovery import CANNOT_OPEN, TEXT_FILES, caption_file, discover
 from simpletuner.data.geometry import WH, Fitter, Misfit, enlargement
 from simpletuner.data.ledger import Exclusion, Ledger, Note
 from simpletuner.data.manifest import UNKNOWN, Ints, Manifest, Remembered, load_manifest, save_manifest
 from simpletuner.data.pixels import Unreadable
 from simpletuner.data.samples import LatentSpec, Place
+from simpletuner.data.stores.base import READABLE, Store
+from simpletuner.data.stores.choice import store_of
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -46,26 +48,28 @@ MENDS = {
 """What to do about pictures excluded for a reason; about any other, replace them."""
 
 
-def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell) -> ImageSet:
-    """Find, measure and sort the pictures of a set.
+def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell, is_searched: bool = False) -> ImageSet:
+    """Find, measure and sort the pictures of a set. `is_searched`: another rank has just done so, and its word is taken.
 
     Told: progress while headers are read, and a resolution that is off the alignment. Raises DataError if no picture is
     usable, or if captions are missing that `caption_missing` asks for.
     """
     assert entry.cache_dir_vae is not None, "a Run's datasets have their cache folders"
-    root = Path(entry.instance_data_dir).expanduser().resolve()
+    store = store_of(entry)
     path = Path(entry.cache_dir_vae) / f"manifest-{_safe(entry.id)}.safetensors"
-    manifest, notes = _manifest_of(entry, root, path, tell)
+    old = _load(entry, path, tell)
+    known: tuple[Manifest, list[Note]] | None = (old, []) if old is not None and is_searched else None
+    manifest, notes = known or _manifest_of(entry, store, old, path, tell)
     if not len(manifest):
         raise DataError(
-            f"no images detected in dataset {entry.id}: {root} holds no picture.",
+            f"no images detected in dataset {entry.id}: {store.root} holds no picture.",
             why=f"searched with its sub-folders, hidden ones left out, for files ending in {READABLE.replace(' ', ', ')}.",
-            mend="put pictures into it, or correct instance_data_dir.",
+            mend=f"put pictures into it, or correct {store.key}.",
         )
     chosen = _choose(entry, latent, manifest)
     if entry.caption_missing != "skip" and chosen.without_caption:
         raise _captions_missing(entry, chosen, found=len(manifest))
-    images = ImageSet(entry, latent, manifest, path, chosen, notes)
+    images = ImageSet(entry, latent, store, manifest, path, chosen, notes)
     images.check_usable()
     if isinstance(entry.resolution, tuple) and entry.resolution not in images.buckets:
         (asked, taken) = (f"{width}x{height}" for width, height in (entry.resolution, *images.buckets))
@@ -80,11 +84,20 @@ class ImageSet:
     """
 
     def __init__(
-        self, entry: ImageDataset, latent: LatentSpec, manifest: Manifest, path: Path, chosen: Chosen, notes: list[Note]
+        self,
+        entry: ImageDataset,
+        latent: LatentSpec,
+        store: Store,
+        manifest: Manifest,
+        path: Path,
+        chosen: Chosen,
+        notes: list[Note],
     ) -> None:
         self.entry = entry
-        self.root = Path(manifest.root)
-        """The user's folder."""
+        self.store = store
+        """Where the pictures are."""
+        self.in_flight = store.in_flight
+        """Calls of `read` that should be under way at once; 1: it waits for nothing."""
         self.cache_dir = path.parent
         """Where latents and the manifest are kept."""
         self.buckets = tuple(sorted(chosen.buckets))
@@ -112,7 +125,7 @@ class ImageSet:
     def read(self, sample: int) -> bytes:
         """The bytes of its file. Raises Unreadable."""
         try:
-            return (self.root / self.file(sample)).read_bytes()
+            return self.store.read(self.file(sample))
         except OSError as error:
             raise Unreadable(CANNOT_OPEN, error.strerror or str(error)) from error
 
@@ -157,7 +170,7 @@ class ImageSet:
             return
         files = _named([f"{one.file}: {one.reason} ({one.detail})" for one in self._excluded])
         mends = {MENDS.get(one.reason, "replace the unreadable files") for one in self._excluded}
-        found = f"none of the {len(self._manifest):,} pictures in {self.root} can be used"
+        found = f"none of the {len(self._manifest):,} pictures in {self.store.root} can be used"
         raise DataError(
             f"no images detected in dataset {self.entry.id}: {found}.",
             why="\n      ".join(files),
@@ -201,26 +214,29 @@ class Chosen:
     notes: list[Note] = field(default_factory=list)
 
 
-def _manifest_of(entry: ImageDataset, root: Path, path: Path, tell: Tell) -> tuple[Manifest, list[Note]]:
-    """What is known of the set's folder, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
-    old = _load(entry, path, tell)
-    with_captions = entry.caption_strategy == "textfile"
+def _manifest_of(
+    entry: ImageDataset, store: Store, old: Manifest | None, path: Path, tell: Tell
+) -> tuple[Manifest, list[Note]]:
+    """What is known of the set's store, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
+    captions_from = TEXT_FILES if entry.caption_strategy == "textfile" else ""
     if entry.skip_file_discovery:
-        if old is not None and old.root == str(root) and (old.has_captions or not with_captions):
+        if old is not None and old.root == store.root and captions_from in ("", old.captions_from):
             tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched (skip_file_discovery)."))
             return old, []
-        tell(Notice(f"{entry.id}: there is no manifest of {root} yet, so it is searched in spite of skip_file_discovery."))
-    listing = search(root)
+        tell(
+            Notice(f"{entry.id}: there is no manifest of {store.root} yet, so it is searched in spite of skip_file_discovery.")
+        )
+    listing = store.listing(tell)
     if "" in listing.closed:
         raise DataError(
-            f"Dataset `{entry.id}`: the folder {root} cannot be searched: {listing.closed['']}.",
-            mend="correct instance_data_dir, or make the folder.",
+            f"Dataset `{entry.id}`: the folder {store.root} cannot be searched: {listing.closed['']}.",
+            mend=f"correct {store.key}, or make the folder.",
         )
 
     def progress(done: int, total: int) -> None:
         tell(Progress(f"{entry.id}: measuring", done, total, "pictures"))
 
-    manifest = discover(root, listing, old, with_captions=with_captions, progress=progress)
+    manifest = discover(store, listing, old, captions_from=captions_from, progress=progress)
     if manifest is not old:
         _save(entry, manifest, path)
     notes = [Note(folder, f"folder not searched: {why}") for folder, why in sorted(listing.closed.items())]

@@ -10,9 +10,11 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LatentStore", "fill_latents"]
 
 Encode = Callable[[Tensor, Sequence[str]], Tensor]
+Fetch = Callable[[], bytes]
 Ids = NDArray[np.int64]
 
 SAVE_EVERY_S = 300.0
@@ -154,7 +157,7 @@ class _Fill:
             task = f"encoding pictures of {self.id}"
             self.tell(Progress(task, 0, total, "pictures"))
             with self.cache.writer(self.images.entry.write_batch_size) as writer:
-                for pictures in _ahead(chunks, self._read):
+                for pictures in _ahead(_fetched(chunks, self.images.read, self.images.in_flight), self._read):
                     writer.add(self._encoded(self._fresh(pictures)))
                     done += len(pictures)
                     self.tell(Progress(task, done, total, "pictures"))
@@ -165,11 +168,11 @@ class _Fill:
                 self.tell(Notice(warning, "warning"))
         return {"read": list(self.read.items()), "faults": self.faults, "reasons": self.reasons}
 
-    def _read(self, sample: int) -> _Picture:
+    def _read(self, sample: int, fetch: Fetch) -> _Picture:
         """In a reading thread: bytes, their digest and, where the cache has no latents of it, pixels."""
         place = self.images.place(sample)
         try:
-            raw = self.images.read(sample)
+            raw = fetch()
             digest = hashlib.blake2b(raw, digest_size=16).digest()
             key = _latent_key(digest, place)
             if self.cache.has(key):
@@ -288,15 +291,40 @@ def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[
     ]
 
 
-def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture]) -> Iterator[list[_Picture]]:
+_Awaited = tuple[int, Fetch]
+"""A sample and the call that gives its bytes."""
+
+
+def _fetched(chunks: Sequence[Ids], read: Callable[[int], bytes], in_flight: int) -> Generator[list[_Awaited], None, None]:
+    """Chunks of samples, each with the call that gives its bytes.
+
+    Where bytes take a while to come, threads of their own ask for them ahead of time, more than there are cores to decode.
+    """
+    if in_flight == 1:
+        for chunk in chunks:
+            yield [(sample, partial(read, sample)) for sample in chunk.tolist()]
+        return
+    waiting: deque[list[_Awaited]] = deque()
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="fetch-pictures") as pool:
+        try:
+            for chunk in chunks:
+                waiting.append([(sample, pool.submit(read, sample).result) for sample in chunk.tolist()])
+                if sum(map(len, waiting)) > 2 * in_flight:
+                    yield waiting.popleft()
+            yield from waiting
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ahead(chunks: Generator[list[_Awaited], None, None], read: Callable[[int, Fetch], _Picture]) -> Iterator[list[_Picture]]:
     """Chunks of pictures in their order, read by threads while the caller works. A bounded number waits in memory."""
     workers = min(16, _cores())
-    with ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
+    with closing(chunks), ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
         waiting: deque[list[Future[_Picture]]] = deque()
         try:
             for chunk in chunks:
-                if len(chunk):
-                    waiting.append([pool.submit(read, int(sample)) for sample in chunk])
+                if chunk:
+                    waiting.append([pool.submit(read, *one) for one in chunk])
                 if len(waiting) > 1 and sum(map(len, waiting)) > 2 * workers:
                     yield [picture.result() for picture in waiting.popleft()]
             while waiting:
