@@ -5,7 +5,7 @@ Only types and limits stand here; spelling quirks are `load.py`'s, derived defau
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -32,8 +32,20 @@ class ImageDataset(Section):
     disabled: bool = option(False)
     """Leave this entry out."""
 
-    instance_data_dir: str = option(level="essential", path="input", min_length=1)
+    # where the pictures are kept (wrong combinations: `rules_stores.py`)
+
+    instance_data_dir: str | None = option(None, level="essential", path="input", when="type=local")
     """Folder of pictures, searched with its sub-folders. Nothing is ever written into it."""
+
+    metadata_backend: Literal["discovery", "parquet"] = option("discovery")
+    """What is known of the pictures beforehand: nothing (`discovery`), or what a Parquet or JSON Lines table says."""
+
+    parquet: dict[str, Any] = option({}, when="metadata_backend=parquet")
+    """The table: `path` (.parquet, .jsonl or a folder of .parquet files), `filename_column` (paths within the store, with their
+    ending only if `identifier_includes_extension` is true), `caption_column` and `fallback_caption_column` (text, or lists of
+    alternatives), `width_column` and `height_column` (as the picture stands upright; headers are then not read)."""
+
+    # how they are seen
 
     resolution: Positive | tuple[Edge, Edge] | None = option(None, level="essential")
     """Training size: an edge or megapixels as `resolution_type` says, or a size as "1024x768". Unset: the model's own edge."""
@@ -68,8 +80,9 @@ class ImageDataset(Section):
     maximum_aspect_ratio: float = option(4.0, gt=0)
     """Exclude pictures wider than this (width / height)."""
 
-    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = option("filename", level="essential")
-    """Where captions come from: the file's name, a .txt beside it (each line an alternative), or `instance_prompt`."""
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet"] = option("filename", level="essential")
+    """Where captions come from: the file's name, a .txt beside it (each line an alternative), `instance_prompt`, or a column
+    of the table (`parquet`)."""
 
     instance_prompt: str | None = option(None, when="caption_strategy=instanceprompt or caption_missing=instance_prompt")
     """The caption of every picture under `instanceprompt`, or of those without one under `caption_missing=instance_prompt`."""
@@ -77,7 +90,7 @@ class ImageDataset(Section):
     disable_multiline_split: bool = option(False, when="caption_strategy=textfile")
     """Take a caption file as one caption, line breaks included."""
 
-    caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy=filename|textfile")
+    caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy!=instanceprompt")
     """What a picture without a caption means."""
 
     repeats: int = option(0, ge=0, also=("num_repeats",))
@@ -85,9 +98,6 @@ class ImageDataset(Section):
 
     is_regularisation_data: bool = option(False, also=("is_regularization_data",))
     """Hold the model to the base's own answers on this set (adapters); in full tuning it is trained like any other."""
-
-    metadata_backend: Literal["discovery"] = option("discovery")
-    """How pictures are found: by searching the folder."""
 
     skip_file_discovery: str = option("")
     """Comma list of vae, aspect, metadata, text: if given, the last manifest is reused without searching the folder."""

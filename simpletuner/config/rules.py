@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_memory
+from simpletuner.config import rules_memory, rules_stores
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -46,6 +46,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _text_cache(run)
     yield from rules_memory.check(run)
     for dataset in run.datasets:
+        yield from rules_stores.check(dataset)
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
@@ -144,7 +145,7 @@ def _folders(run: Run) -> Iterator[Problem]:
     for option, folder in written.items():
         for dataset in run.datasets:
             pictures = dataset.instance_data_dir
-            if folder is None or not _lies_in(folder, pictures):
+            if folder is None or pictures is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
             if not is_told:

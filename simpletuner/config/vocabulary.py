@@ -39,7 +39,7 @@ class FamilyFacts(Protocol):
         ...
 
 
-PERSONAL = ("id", "dataset_type", "type", "disabled", "default", "instance_data_dir")
+PERSONAL = ("id", "dataset_type", "type", "disabled", "default", "instance_data_dir", "parquet")
 """Keys that only an entry of its own can say; the other dataset keys may stand in the main config, as defaults."""
 
 

@@ -10,16 +10,22 @@ import unicodedata
 
 from simpletuner.config.datasets import ImageDataset
 
-__all__ = ["LARGEST_TEXT_BYTES", "captions_of", "decode"]
+__all__ = ["APART", "LARGEST_TEXT_BYTES", "TABLED", "captions_of", "decode"]
 
 LARGEST_TEXT_BYTES = 2**20
 """A file of more is a log or a list that happens to bear a picture's name, and would be tokenised for hours."""
+
+APART = "\0"
+"""Stands between the alternatives that a table gives a picture: no text holds it."""
+
+TABLED = frozenset({"parquet"})
+"""Strategies whose captions come from a table."""
 
 
 def captions_of(entry: ImageDataset, file: str, text: str) -> tuple[str, ...]:
     """The captions of a picture, alternatives of one another; empty if it has none.
 
-    `file` is its path within the set, `text` what the caption file beside it says (empty if there is none).
+    `file` is its path within the set, `text` what the caption file beside it says, or the table (empty if there is none).
     """
     found = _found(entry, file, text)
     if not found and entry.caption_missing == "instance_prompt":
@@ -43,6 +49,8 @@ def _found(entry: ImageDataset, file: str, text: str) -> tuple[str, ...]:
         return _from_name(file)
     if entry.caption_strategy == "instanceprompt":
         return _instance_prompt(entry)
+    if entry.caption_strategy in TABLED:
+        return tuple(caption.strip() for caption in text.split(APART) if caption.strip())
     lines = [text] if entry.disable_multiline_split else text.split("\n")
     return tuple(line.strip() for line in lines if line.strip())
 

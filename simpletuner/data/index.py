@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import NO_RIGHT
-from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of
+from simpletuner.data.captions import LARGEST_TEXT_BYTES, TABLED, captions_of
 from simpletuner.data.discovery import CANNOT_OPEN, TEXT_FILES, caption_file, discover
 from simpletuner.data.geometry import WH, Fitter, Misfit, enlargement
 from simpletuner.data.ledger import Exclusion, Ledger, Note
@@ -26,6 +26,7 @@ from simpletuner.data.pixels import Unreadable
 from simpletuner.data.samples import LatentSpec, Place
 from simpletuner.data.stores.base import READABLE, Store
 from simpletuner.data.stores.choice import store_of
+from simpletuner.data.stores.tabled import NOT_IN_TABLE
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -44,6 +45,7 @@ MENDS = {
     "too wide": "raise maximum_aspect_ratio",
     NO_CAPTION: "add captions",
     CANNOT_OPEN: "give this user the right to read the files",
+    NOT_IN_TABLE: "correct `filename_column` or `identifier_includes_extension`, so that the table names the files",
 }
 """What to do about pictures excluded for a reason; about any other, replace them."""
 
@@ -218,7 +220,7 @@ def _manifest_of(
     entry: ImageDataset, store: Store, old: Manifest | None, path: Path, tell: Tell
 ) -> tuple[Manifest, list[Note]]:
     """What is known of the set's store, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
-    captions_from = TEXT_FILES if entry.caption_strategy == "textfile" else ""
+    captions_from = TEXT_FILES if entry.caption_strategy == "textfile" else store.captions_from
     if entry.skip_file_discovery:
         if old is not None and old.root == store.root and captions_from in ("", old.captions_from):
             tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched (skip_file_discovery)."))
@@ -242,7 +244,7 @@ def _manifest_of(
     notes = [Note(folder, f"folder not searched: {why}") for folder, why in sorted(listing.closed.items())]
     for note in notes:
         tell(Notice(f"{entry.id}: {note.file}: {note.note}", level="warning"))
-    return manifest, notes
+    return manifest, [*notes, *(Note(file, note) for file, note in listing.notes.items())]
 
 
 def _choose(entry: ImageDataset, latent: LatentSpec, manifest: Manifest) -> Chosen:
@@ -277,6 +279,8 @@ def _why_no_caption(entry: ImageDataset, file: str, manifest: Manifest, row: int
         return "its name holds no words"
     if entry.caption_strategy == "instanceprompt":
         return "instance_prompt is not set"
+    if entry.caption_strategy in TABLED:
+        return f"{manifest.captions_from} says none"
     text = caption_file(file)
     if manifest.caption_sizes[row] == UNKNOWN:
         return f"there is no {text} that can be opened"
@@ -293,6 +297,7 @@ def _captions_missing(entry: ImageDataset, chosen: Chosen, *, found: int) -> Dat
         "filename": "takes the words of each file's name.",
         "textfile": "wants a .txt of the same name beside each picture.",
         "instanceprompt": "wants `instance_prompt`.",
+        "parquet": "wants a text in each picture's row.",
     }
     return DataError(
         f"Dataset `{entry.id}`: {len(missing):,} of {found:,} pictures have no caption: {files}.",

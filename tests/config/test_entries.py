@@ -131,10 +131,10 @@ def test_no_enabled_pictures_is_a_problem(project: Project) -> None:
 
 
 def test_what_an_entry_must_say_is_asked_for(project: Project) -> None:
-    project.datasets([{"resolution": 512}])
+    project.datasets([{"resolution": 512}, {"id": "b"}])
     first, second = project.problems()
     assert "number 1: `id` is missing" in first
-    assert "`instance_data_dir` is missing" in second
+    assert "`b`: `instance_data_dir` is missing" in second
 
 
 def test_an_entry_that_is_no_object_is_told(project: Project) -> None:

@@ -60,6 +60,8 @@ class Listing:
     """(N, 2): width and height, known from a table; zeros where it does not say. None: in headers."""
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Row -> (reason, detail) of what the store knows to be no use. Such a row's size must be UNKNOWN."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What else the ledger should say of a file."""
 
 
 class Store(Protocol):
@@ -76,6 +78,10 @@ class Store(Protocol):
     @property
     def in_flight(self) -> int:
         """Reads that should be under way at once. 1: a read waits for nothing, so they are made one after another."""
+
+    @property
+    def captions_from(self) -> str:
+        """What names the table that its listing has captions from; "" if it has none."""
 
     def listing(self, tell: Tell) -> Listing:
         """What is there now. Raises DataError if that cannot be told at all."""

@@ -5,10 +5,19 @@ from __future__ import annotations
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.stores.base import Store
 from simpletuner.data.stores.folder import Folder
+from simpletuner.data.stores.tabled import Tabled
 
 __all__ = ["store_of"]
 
 
 def store_of(entry: ImageDataset) -> Store:
-    """Where the pictures of this set are kept. Nothing is opened yet."""
+    """Where the pictures of this set are kept, and the table that tells of them. Nothing is opened yet."""
+    store = _kept(entry)
+    if entry.metadata_backend == "discovery":
+        return store
+    return Tabled(store, entry.parquet, dataset=entry.id, with_captions=entry.caption_strategy == "parquet")
+
+
+def _kept(entry: ImageDataset) -> Store:
+    assert entry.instance_data_dir is not None, "config/rules_stores.py refuses a local set without a folder"
     return Folder(entry.instance_data_dir)

@@ -19,6 +19,7 @@ class Folder:
 
     key = "instance_data_dir"
     in_flight = 1
+    captions_from = ""
 
     def __init__(self, path: str | Path) -> None:
         self.root = str(Path(path).expanduser().resolve())

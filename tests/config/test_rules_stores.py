@@ -1,0 +1,50 @@
+"""Where a dataset says its pictures are kept, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+PARQUET = {"path": "table.parquet", "filename_column": "id", "caption_column": "caption"}
+
+
+@pytest.fixture(autouse=True)
+def _table(project) -> None:
+    project.write("table.parquet", "")
+    project.write("table.xlsx", "")
+
+
+def test_a_table_is_taken_as_written(project):
+    project.dataset(metadata_backend="parquet", caption_strategy="parquet", parquet=PARQUET)
+    [dataset] = project.run().datasets
+    assert dataset.parquet == PARQUET
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"caption_strategy": "parquet"}, ['"parquet", but there is no table']),
+        ({"metadata_backend": "parquet"}, ["`parquet` has no `path`", "`parquet` has no `filename_column`"]),
+        ({"caption_strategy": "parquet", "parquet": {"caption_column": None}}, ["has no `caption_column`"]),
+        ({"parquet": {"filenam_column": "id"}}, ["no setting `filenam_column`", "Did you mean `filename_column`"]),
+        ({"parquet": {"identifier_includes_extension": "yes"}}, ["takes true or false"]),
+        ({"parquet": {"caption_column": 3}}, ["`caption_column` of `parquet` is 3"]),
+        ({"parquet": {"width_column": "w"}}, ["names only one of"]),
+        ({"parquet": {"path": "none.parquet"}}, ["none.parquet, which does not exist"]),
+        ({"parquet": {"path": "table.xlsx"}}, ["ending in .parquet, .jsonl, .json"]),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_told(project, keys: dict[str, Any], words: list[str]):
+    if "parquet" in keys:
+        table = {key: value for key, value in {**PARQUET, **keys["parquet"]}.items() if value is not None}
+        keys = {"metadata_backend": "parquet", **keys, "parquet": table}
+    project.dataset(**keys)
+    problems = project.problems()
+    assert len(problems) == (2 if len(words) == 2 and "has no" in words[1] else 1)
+    assert all(any(word in problem for problem in problems) for word in words)
+
+
+def test_a_table_that_is_not_asked_for_is_told(project):
+    project.dataset(parquet=PARQUET)
+    assert any("`parquet` has no effect here" in notice for notice in project.run().notices)
