@@ -12,7 +12,7 @@ import numpy as np
 from simpletuner.data.geometry import WH
 from simpletuner.data.manifest import UNKNOWN, Ints, Texts
 from simpletuner.data.stores.base import Listing, Store
-from simpletuner.data.stores.tables import Columns, Table, read_table
+from simpletuner.data.stores.tables import Columns, Table, given_back, read_table
 from simpletuner.events import Notice, Tell
 
 __all__ = ["NOT_IN_TABLE", "Tabled"]
@@ -46,10 +46,12 @@ class Tabled:
         listing = self._store.listing(tell)
         if "" in listing.closed or not listing.files:
             return listing
-        table = read_table(self._path, self._columns, dataset=self._dataset, option="parquet")
         keys = Texts.of(listing.files if self._with_endings else (file.rpartition(".")[0] for file in listing.files))
-        joined = _joined(listing, table, table.rows_of(keys), self._path.name)
-        absent, count = table.absent(keys, NOTED)
+        with given_back():
+            table = read_table(self._path, self._columns, dataset=self._dataset, option="parquet")
+            joined = _joined(listing, table, table.rows_of(keys), self._path.name)
+            absent, count = table.absent(keys, NOTED)
+            del table
         joined.notes = dict.fromkeys(absent, f"named by {self._path.name}, but not there")
         if count:
             more = f" and {count - NAMED:,} more" if count > NAMED else ""
