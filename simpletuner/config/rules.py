@@ -16,6 +16,7 @@ from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
 from simpletuner.config.vocabulary import FamilyFacts
+from simpletuner.config.webhooks import webhook_problems
 from simpletuner.errors import Problem, missing
 
 __all__ = ["check", "check_adapter", "judge"]
@@ -45,6 +46,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _datasets(run)
     yield from _text_cache(run)
     yield from rules_memory.check(run)
+    yield from webhook_problems(run)
     for dataset in run.datasets:
         yield from rules_stores.check(dataset)
         yield from _captions(dataset)
