@@ -26,8 +26,8 @@ class ImageDataset(Section):
     dataset_type: Literal["image"] = option("image")
     """What the entry is."""
 
-    type: Literal["local"] = option("local")
-    """Where the pictures are kept."""
+    type: Literal["local", "aws"] = option("local")
+    """Where the pictures are kept: in a folder, or in a bucket of S3 or of a service that speaks like it (`aws`)."""
 
     disabled: bool = option(False)
     """Leave this entry out."""
@@ -36,6 +36,24 @@ class ImageDataset(Section):
 
     instance_data_dir: str | None = option(None, level="essential", path="input", when="type=local")
     """Folder of pictures, searched with its sub-folders. Nothing is ever written into it."""
+
+    aws_bucket_name: str | None = option(None, level="essential", when="type=aws")
+    """The bucket. Nothing is ever written into it."""
+
+    aws_data_prefix: str = option("", when="type=aws")
+    """Where in the bucket the pictures are, as a folder's path. Unset: everywhere."""
+
+    aws_region_name: str | None = option(None, when="type=aws")
+    """The bucket's region. Unset: what the machine's AWS configuration says."""
+
+    aws_endpoint_url: str | None = option(None, when="type=aws")
+    """The service's address, if it is not Amazon's."""
+
+    aws_access_key_id: str | None = option(None, when="type=aws")
+    """Best written as "{env:NAME}": it is never shown or saved. Unset: found as every AWS tool finds it."""
+
+    aws_secret_access_key: str | None = option(None, when="type=aws")
+    """Goes with `aws_access_key_id`."""
 
     metadata_backend: Literal["discovery", "parquet"] = option("discovery")
     """What is known of the pictures beforehand: nothing (`discovery`), or what a Parquet or JSON Lines table says."""

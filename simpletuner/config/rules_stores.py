@@ -8,12 +8,13 @@ from typing import Any
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.options import options_of
+from simpletuner.config.secrets import MASK
 from simpletuner.config.spelling import nearest
 from simpletuner.errors import Problem, missing
 
 __all__ = ["check"]
 
-NEEDED = {"local": "instance_data_dir"}
+NEEDED = {"local": "instance_data_dir", "aws": "aws_bucket_name"}
 """Type of store -> the key that says where it is."""
 
 PARQUET = {
@@ -40,6 +41,8 @@ def check(dataset: ImageDataset) -> Iterator[Problem]:
         yield Problem(f"{dataset.id}.{needed}", what, why, f'Add "{needed}": "...".')
     yield from _foreign(dataset, name, values)
     yield from _captions(dataset, name)
+    if dataset.type == "aws":
+        yield from _aws(dataset, name)
     if dataset.metadata_backend == "parquet":
         if problem := missing("pyarrow", option="metadata_backend=parquet", extra="parquet"):
             yield problem
@@ -55,6 +58,21 @@ def _foreign(dataset: ImageDataset, name: str, values: dict[str, Any]) -> Iterat
         what = f'{name}: `{option.name}` is set, but `type` is "{dataset.type}".'
         mend = f'Set "type" to "{types.replace("|", ", or ")}", or remove `{option.name}`.'
         yield Problem(f"{dataset.id}.{option.name}", what, f"it belongs to the type {types.replace('|', ', ')}.", mend)
+
+
+def _aws(dataset: ImageDataset, name: str) -> Iterator[Problem]:
+    if problem := missing("s3fs", option="type=aws", extra="aws"):
+        yield problem
+    pair = {"aws_access_key_id": dataset.aws_access_key_id, "aws_secret_access_key": dataset.aws_secret_access_key}
+    unset = [key for key, value in pair.items() if value is None]
+    if len(unset) == 1:
+        mend = f"Add `{unset[0]}`, or remove the other: credentials are then found as every AWS tool finds them."
+        yield Problem(f"{dataset.id}.{unset[0]}", f"{name}: `{unset[0]}` is missing.", "the two go together.", mend)
+    for key, value in pair.items():
+        if value == MASK:
+            what = f'{name}: `{key}` is "{MASK}".'
+            mend = 'Write "{env:NAME}" in its place, and export that variable.'
+            yield Problem(f"{dataset.id}.{key}", what, "that is how a saved config hides a secret.", mend)
 
 
 def _captions(dataset: ImageDataset, name: str) -> Iterator[Problem]:

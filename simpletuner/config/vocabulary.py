@@ -39,7 +39,11 @@ class FamilyFacts(Protocol):
         ...
 
 
-PERSONAL = ("id", "dataset_type", "type", "disabled", "default", "instance_data_dir", "parquet")
+PERSONAL = (
+    *("id", "dataset_type", "type", "disabled", "default", "instance_data_dir", "parquet"),
+    *("aws_bucket_name", "aws_data_prefix", "aws_region_name", "aws_endpoint_url"),
+    *("aws_access_key_id", "aws_secret_access_key"),
+)
 """Keys that only an entry of its own can say; the other dataset keys may stand in the main config, as defaults."""
 
 

@@ -178,7 +178,7 @@ def test_the_datasets_may_stand_in_the_config_itself(project: Project) -> None:
     assert [dataset.id for dataset in project.run().datasets] == ["inner"]
 
 
-@pytest.mark.parametrize("key", ["bucket_resolutions", "aws_bucket_name"])
+@pytest.mark.parametrize("key", ["bucket_resolutions"])
 def test_a_key_of_a_later_version_is_unknown(project: Project, key: str) -> None:
     project.dataset(**{key: "x"})
     assert f"unknown key `{key}`" in project.problem()

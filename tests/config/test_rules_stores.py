@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+
+from simpletuner.config.resolved import explain, resolved
 
 PARQUET = {"path": "table.parquet", "filename_column": "id", "caption_column": "caption"}
 
@@ -48,3 +51,35 @@ def test_what_is_wrong_with_a_table_is_told(project, keys: dict[str, Any], words
 def test_a_table_that_is_not_asked_for_is_told(project):
     project.dataset(parquet=PARQUET)
     assert any("`parquet` has no effect here" in notice for notice in project.run().notices)
+
+
+AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({**AWS, "aws_bucket_name": None}, ["`aws_bucket_name` is missing"]),
+        ({**AWS, "instance_data_dir": "datasets/pictures"}, ["`instance_data_dir` is set", 'Set "type" to "local"']),
+        ({"aws_bucket_name": "pictures"}, ["`aws_bucket_name` is set", 'Set "type" to "aws"']),
+        ({**AWS, "aws_secret_access_key": "abc"}, ["`aws_access_key_id` is missing"]),
+        ({**AWS, "aws_access_key_id": "abc", "aws_secret_access_key": "***"}, ['`aws_secret_access_key` is "***"']),
+        ({"instance_data_dir": None}, ["`instance_data_dir` is missing"]),
+    ],
+)
+def test_keys_that_do_not_go_with_a_store_are_one_clear_problem(project, keys: dict[str, Any], words: list[str]):
+    project.dataset(**keys)
+    problem = project.problem()
+    assert all(word in problem for word in words)
+
+
+def test_a_buckets_secrets_are_saved_nowhere(project):
+    secrets = {"aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": "{env:AWS_SECRET}"}
+    project.dataset(**AWS, **secrets)
+    run = project.run(environ={"AWS_SECRET": "wJalrXUtnFEMI"})
+    assert run.datasets[0].aws_secret_access_key == "wJalrXUtnFEMI"
+    texts = json.dumps(resolved(run)) + explain(run) + "".join(run.notices)
+    assert '"aws_access_key_id": "***"' in texts
+    assert '"aws_secret_access_key": "{env:AWS_SECRET}"' in texts
+    assert "AKIDEXAMPLE" not in texts
+    assert "wJalrXUtnFEMI" not in texts

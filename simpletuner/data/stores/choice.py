@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.stores.base import Store
+from simpletuner.data.stores.bucket import Bucket
 from simpletuner.data.stores.folder import Folder
 from simpletuner.data.stores.tabled import Tabled
 
@@ -19,5 +20,7 @@ def store_of(entry: ImageDataset) -> Store:
 
 
 def _kept(entry: ImageDataset) -> Store:
+    if entry.type == "aws":
+        return Bucket(entry)
     assert entry.instance_data_dir is not None, "config/rules_stores.py refuses a local set without a folder"
     return Folder(entry.instance_data_dir)
