@@ -26,8 +26,9 @@ class ImageDataset(Section):
     dataset_type: Literal["image"] = option("image")
     """What the entry is."""
 
-    type: Literal["local", "aws"] = option("local")
-    """Where the pictures are kept: in a folder, or in a bucket of S3 or of a service that speaks like it (`aws`)."""
+    type: Literal["local", "aws", "csv", "huggingface"] = option("local")
+    """Where the pictures are kept: in a folder, in a bucket of S3 or of a service that speaks like it (`aws`), on the web, by
+    a CSV of URLs (`csv`), or in a dataset of the `datasets` library (`huggingface`)."""
 
     disabled: bool = option(False)
     """Leave this entry out."""
@@ -55,7 +56,37 @@ class ImageDataset(Section):
     aws_secret_access_key: str | None = option(None, when="type=aws")
     """Goes with `aws_access_key_id`."""
 
-    metadata_backend: Literal["discovery", "parquet"] = option("discovery")
+    csv_file: str | None = option(None, level="essential", path="input", when="type=csv")
+    """A CSV in UTF-8 whose first line names its columns."""
+
+    csv_url_column: str = option("url", when="type=csv")
+    """The column of the pictures' URLs."""
+
+    csv_caption_column: str = option("caption", when="type=csv and caption_strategy=csv")
+    """The column of their captions."""
+
+    csv_cache_dir: str | None = option(None, path="output", when="type=csv")
+    """Folder that pictures are downloaded into, once. Unset: `<output_dir>/cache/csv/<id>`."""
+
+    csv_allow_private_addresses: bool = option(False, when="type=csv")
+    """Also download from addresses within a private network, or of this machine."""
+
+    dataset_name: str | None = option(None, level="essential", when="type=huggingface")
+    """A dataset on the hub (`owner/name`), a folder of such files, or one that `save_to_disk` made."""
+
+    split: str = option("train", when="type=huggingface")
+    """The part of it that is used."""
+
+    revision: str | None = option(None, when="type=huggingface")
+    """Branch, tag or commit on the hub."""
+
+    image_column: str = option("image", when="type=huggingface")
+    """The column of the pictures."""
+
+    caption_column: str = option("caption", when="type=huggingface and caption_strategy=huggingface")
+    """The column of their captions: text, or lists of alternatives."""
+
+    metadata_backend: Literal["discovery", "parquet"] = option("discovery", when="type=local|aws")
     """What is known of the pictures beforehand: nothing (`discovery`), or what a Parquet or JSON Lines table says."""
 
     parquet: dict[str, Any] = option({}, when="metadata_backend=parquet")
@@ -98,9 +129,11 @@ class ImageDataset(Section):
     maximum_aspect_ratio: float = option(4.0, gt=0)
     """Exclude pictures wider than this (width / height)."""
 
-    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet"] = option("filename", level="essential")
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "csv", "huggingface"] = option(
+        "filename", level="essential"
+    )
     """Where captions come from: the file's name, a .txt beside it (each line an alternative), `instance_prompt`, or a column
-    of the table (`parquet`)."""
+    of the table (`parquet`), of the list of URLs (`csv`) or of the dataset (`huggingface`)."""
 
     instance_prompt: str | None = option(None, when="caption_strategy=instanceprompt or caption_missing=instance_prompt")
     """The caption of every picture under `instanceprompt`, or of those without one under `caption_missing=instance_prompt`."""

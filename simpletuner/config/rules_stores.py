@@ -14,7 +14,7 @@ from simpletuner.errors import Problem, missing
 
 __all__ = ["check"]
 
-NEEDED = {"local": "instance_data_dir", "aws": "aws_bucket_name"}
+NEEDED = {"local": "instance_data_dir", "aws": "aws_bucket_name", "csv": "csv_file", "huggingface": "dataset_name"}
 """Type of store -> the key that says where it is."""
 
 PARQUET = {
@@ -43,6 +43,8 @@ def check(dataset: ImageDataset) -> Iterator[Problem]:
     yield from _captions(dataset, name)
     if dataset.type == "aws":
         yield from _aws(dataset, name)
+    if dataset.type == "huggingface" and (problem := missing("datasets", option="type=huggingface", extra="huggingface")):
+        yield problem
     if dataset.metadata_backend == "parquet":
         if problem := missing("pyarrow", option="metadata_backend=parquet", extra="parquet"):
             yield problem
@@ -52,8 +54,10 @@ def check(dataset: ImageDataset) -> Iterator[Problem]:
 def _foreign(dataset: ImageDataset, name: str, values: dict[str, Any]) -> Iterator[Problem]:
     """Keys of another type of store: one of the two is not meant."""
     for option in options_of("dataset", ImageDataset):
-        key, equals, types = option.when.partition("type=")
-        if key or not equals or dataset.type in types.split("|") or values[option.name] == option.info.default:
+        types = option.when.partition(" and ")[0].removeprefix("type=")
+        if not option.when.startswith("type=") or dataset.type in types.split("|"):
+            continue
+        if values[option.name] == option.info.default:
             continue
         what = f'{name}: `{option.name}` is set, but `type` is "{dataset.type}".'
         mend = f'Set "type" to "{types.replace("|", ", or ")}", or remove `{option.name}`.'
@@ -79,13 +83,18 @@ def _captions(dataset: ImageDataset, name: str) -> Iterator[Problem]:
     """A strategy that takes captions from a table needs that table."""
     option, strategy = f"{dataset.id}.caption_strategy", dataset.caption_strategy
     what = f'{name}: `caption_strategy` is "{strategy}"'
-    if strategy == "parquet":
-        if dataset.metadata_backend != "parquet":
-            mend = 'Set "metadata_backend" to "parquet" and add "parquet": {...}, or take another strategy.'
-            yield Problem(option, f"{what}, but there is no table.", "captions come from the table.", mend)
-        elif dataset.parquet and "caption_column" not in dataset.parquet:
-            mend = 'Add "caption_column": "..." to `parquet`.'
-            yield Problem(option, f"{what}, but `parquet` has no `caption_column`.", "captions come from there.", mend)
+    if strategy in ("csv", "huggingface") and dataset.type != strategy:
+        mend = f'Set "type" to "{strategy}", or take another strategy.'
+        yield Problem(option, f'{what}, but `type` is "{dataset.type}".', "captions come from a column of it.", mend)
+    elif strategy == "textfile" and dataset.type in ("csv", "huggingface"):
+        mend = f'Set it to "{dataset.type}", or take another strategy.'
+        yield Problem(option, f'{what}, but `type` is "{dataset.type}".', "there are no text files beside the pictures.", mend)
+    elif strategy == "parquet" and dataset.metadata_backend != "parquet":
+        mend = 'Set "metadata_backend" to "parquet" and add "parquet": {...}, or take another strategy.'
+        yield Problem(option, f"{what}, but there is no table.", "captions come from the table.", mend)
+    elif strategy == "parquet" and dataset.parquet and "caption_column" not in dataset.parquet:
+        mend = 'Add "caption_column": "..." to `parquet`.'
+        yield Problem(option, f"{what}, but `parquet` has no `caption_column`.", "captions come from there.", mend)
 
 
 def _parquet(dataset: ImageDataset, name: str) -> Iterator[Problem]:

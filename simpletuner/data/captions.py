@@ -18,7 +18,7 @@ LARGEST_TEXT_BYTES = 2**20
 APART = "\0"
 """Stands between the alternatives that a table gives a picture: no text holds it."""
 
-TABLED = frozenset({"parquet"})
+TABLED = frozenset({"parquet", "csv", "huggingface"})
 """Strategies whose captions come from a table."""
 
 

@@ -27,6 +27,7 @@ from simpletuner.data.samples import LatentSpec, Place
 from simpletuner.data.stores.base import READABLE, Store
 from simpletuner.data.stores.choice import store_of
 from simpletuner.data.stores.tabled import NOT_IN_TABLE
+from simpletuner.data.stores.urls import DEAD
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -46,6 +47,7 @@ MENDS = {
     NO_CAPTION: "add captions",
     CANNOT_OPEN: "give this user the right to read the files",
     NOT_IN_TABLE: "correct `filename_column` or `identifier_includes_extension`, so that the table names the files",
+    DEAD: "correct the URLs, or start again when their servers answer",
 }
 """What to do about pictures excluded for a reason; about any other, replace them."""
 
@@ -297,7 +299,7 @@ def _captions_missing(entry: ImageDataset, chosen: Chosen, *, found: int) -> Dat
         "filename": "takes the words of each file's name.",
         "textfile": "wants a .txt of the same name beside each picture.",
         "instanceprompt": "wants `instance_prompt`.",
-        "parquet": "wants a text in each picture's row.",
+        **dict.fromkeys(TABLED, "wants a text in each picture's row."),
     }
     return DataError(
         f"Dataset `{entry.id}`: {len(missing):,} of {found:,} pictures have no caption: {files}.",

@@ -16,6 +16,7 @@ PARQUET = {"path": "table.parquet", "filename_column": "id", "caption_column": "
 def _table(project) -> None:
     project.write("table.parquet", "")
     project.write("table.xlsx", "")
+    project.write("list.csv", "url")
 
 
 def test_a_table_is_taken_as_written(project):
@@ -53,6 +54,7 @@ def test_a_table_that_is_not_asked_for_is_told(project):
     assert any("`parquet` has no effect here" in notice for notice in project.run().notices)
 
 
+CSV = {"instance_data_dir": None, "type": "csv", "csv_file": "list.csv"}
 AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
 
 
@@ -65,6 +67,13 @@ AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
         ({**AWS, "aws_secret_access_key": "abc"}, ["`aws_access_key_id` is missing"]),
         ({**AWS, "aws_access_key_id": "abc", "aws_secret_access_key": "***"}, ['`aws_secret_access_key` is "***"']),
         ({"instance_data_dir": None}, ["`instance_data_dir` is missing"]),
+        ({**CSV, "csv_file": None}, ["`csv_file` is missing"]),
+        ({**CSV, "instance_data_dir": "datasets/pictures"}, ["`instance_data_dir` is set", 'Set "type" to "local"']),
+        ({**CSV, "caption_strategy": "textfile"}, ["no text files beside", 'Set it to "csv"']),
+        ({**CSV, "metadata_backend": "parquet", "parquet": PARQUET}, ["`metadata_backend` is set", '"local, or aws"']),
+        ({"caption_strategy": "csv"}, ['`type` is "local"', 'Set "type" to "csv"']),
+        ({"instance_data_dir": None, "type": "huggingface"}, ["`dataset_name` is missing"]),
+        ({**CSV, "split": "validation"}, ["`split` is set", 'Set "type" to "huggingface"']),
     ],
 )
 def test_keys_that_do_not_go_with_a_store_are_one_clear_problem(project, keys: dict[str, Any], words: list[str]):
@@ -83,3 +92,18 @@ def test_a_buckets_secrets_are_saved_nowhere(project):
     assert '"aws_secret_access_key": "{env:AWS_SECRET}"' in texts
     assert "AKIDEXAMPLE" not in texts
     assert "wJalrXUtnFEMI" not in texts
+
+
+def test_downloads_have_a_folder_of_their_own(project):
+    project.dataset(**CSV)
+    assert project.run().datasets[0].csv_cache_dir == "output/cache/csv/pictures"
+    project.dataset(**CSV, csv_cache_dir="elsewhere")
+    assert project.run().datasets[0].csv_cache_dir == "elsewhere"
+
+
+def test_a_datasets_revision_is_not_the_models(project):
+    project.dataset(instance_data_dir=None, type="huggingface", dataset_name="owner/pictures", revision="v2")
+    run = project.run("--revision", "main")
+    assert (run.datasets[0].revision, run.model.revision) == ("v2", "main")
+    project.dataset()
+    assert project.run("--revision", "main").datasets[0].revision is None

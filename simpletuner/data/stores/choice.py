@@ -6,7 +6,9 @@ from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.stores.base import Store
 from simpletuner.data.stores.bucket import Bucket
 from simpletuner.data.stores.folder import Folder
+from simpletuner.data.stores.rows import Rows
 from simpletuner.data.stores.tabled import Tabled
+from simpletuner.data.stores.urls import Urls
 
 __all__ = ["store_of"]
 
@@ -22,5 +24,9 @@ def store_of(entry: ImageDataset) -> Store:
 def _kept(entry: ImageDataset) -> Store:
     if entry.type == "aws":
         return Bucket(entry)
+    if entry.type == "csv":
+        return Urls(entry)
+    if entry.type == "huggingface":
+        return Rows(entry)
     assert entry.instance_data_dir is not None, "config/rules_stores.py refuses a local set without a folder"
     return Folder(entry.instance_data_dir)
