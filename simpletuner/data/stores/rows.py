@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.config.spelling import nearest
 from simpletuner.data.geometry import WH
 from simpletuner.data.pixels import Unreadable, measure
 from simpletuner.data.stores.base import Listing
-from simpletuner.data.stores.tables import captions_column, texts_of
+from simpletuner.data.stores.tables import captions_column, check_columns, texts_of
 from simpletuner.errors import DataError
 from simpletuner.events import Tell
 
@@ -84,7 +83,8 @@ class Rows:
         with self._lock:
             if self._opened is None:
                 rows = self._loaded()
-                self._check_columns(rows.column_names)
+                columns = {"image_column": self._column, "caption_column": self._caption}
+                check_columns(rows.column_names, columns, f"Dataset `{self._dataset}`: {self.root}")
                 self._opened = rows.cast_column(self._column, _undecoded())
                 self._pictures = self._opened.select_columns([self._column])
             return self._opened
@@ -105,17 +105,6 @@ class Rows:
         if self._split not in saved:
             raise DataError(f"{label} has no split `{self._split}`.", f"its splits: {', '.join(saved)}.", "correct `split`.")
         return saved[self._split]
-
-    def _check_columns(self, there: list[str]) -> None:
-        """Raise DataError for every column that is not there, at once."""
-        wanted = {"image_column": self._column, **({"caption_column": self._caption} if self._caption else {})}
-        absent = {key: name for key, name in wanted.items() if name not in there}
-        if absent:
-            listed = " and ".join(f"`{name}` ({key})" for key, name in absent.items())
-            near = [f'"{key}": "{found}"' for key, name in absent.items() if (found := nearest(name, there))]
-            mend = f"perhaps {', '.join(near)}." if near else f"set {' and '.join(absent)} to one of these."
-            what = f"Dataset `{self._dataset}`: {self.root} has no column {listed}."
-            raise DataError(what, f"its columns: {', '.join(there)}.", mend)
 
 
 def _undecoded() -> Any:

@@ -48,7 +48,7 @@ class Tabled:
             return listing
         keys = Texts.of(listing.files if self._with_endings else (file.rpartition(".")[0] for file in listing.files))
         with given_back():
-            table = read_table(self._path, self._columns, dataset=self._dataset, option="parquet")
+            table = read_table(self._path, self._columns, dataset=self._dataset)
             joined = _joined(listing, table, table.rows_of(keys), self._path.name)
             absent, count = table.absent(keys, NOTED)
             del table

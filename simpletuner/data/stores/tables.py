@@ -5,7 +5,7 @@ Only the columns that are asked for are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from simpletuner.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Columns", "Table", "captions_column", "given_back", "read_table", "texts_of"]
+__all__ = ["Columns", "Table", "captions_column", "check_columns", "given_back", "read_table", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,16 @@ class Columns:
     height: str = ""
 
     @property
-    def wanted(self) -> list[str]:
-        """Their names."""
+    def by_option(self) -> dict[str, str]:
+        """Their names, by the options that give them."""
         named = (self.name, self.caption, self.fallback_caption, self.width, self.height)
-        return list(dict.fromkeys(name for name in named if name))
+        options = ("filename", "caption", "fallback_caption", "width", "height")
+        return {f"{option}_column": name for option, name in zip(options, named, strict=True)}
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of those that are to be read."""
+        return list(dict.fromkeys(name for name in self.by_option.values() if name))
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,19 @@ def given_back() -> Iterator[None]:
         pa.default_memory_pool().release_unused()
 
 
-def read_table(path: Path, columns: Columns, *, dataset: str, option: str) -> Table:
+def read_table(path: Path, columns: Columns, *, dataset: str) -> Table:
     """The wanted columns of a .parquet or .jsonl file, or of a folder of .parquet files.
 
-    Raises DataError, which names the `dataset` and the `option` that names the columns.
+    Raises DataError, which names the `dataset`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     label = f"Dataset `{dataset}`: the table {path}"
     try:
-        table = _opened(path, columns, label, option)
+        table = _opened(path, columns, label)
         if not len(table):
-            raise DataError(f"{label} has no row.", mend=f"correct `path` of `{option}`.")
+            raise DataError(f"{label} has no row.", mend="correct `path` of `parquet`.")
         names = text_column(table[columns.name]).fill_null("").cast(pa.large_binary())
         captions = None
         if columns.caption:
@@ -138,10 +144,10 @@ def read_table(path: Path, columns: Columns, *, dataset: str, option: str) -> Ta
             edges = np.stack([_edge(table[name]) for name in (columns.width, columns.height)], axis=1)
         return Table(names, captions, edges)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{label} cannot be read: {error}.", mend=f"correct `path` or the columns of `{option}`.") from error
+        raise DataError(f"{label} cannot be read: {error}.", mend="correct `path` or the columns of `parquet`.") from error
 
 
-def _opened(path: Path, columns: Columns, label: str, option: str) -> pa.Table:
+def _opened(path: Path, columns: Columns, label: str) -> pa.Table:
     """The wanted columns as they are stored."""
     import pyarrow as pa
     import pyarrow.dataset
@@ -151,29 +157,26 @@ def _opened(path: Path, columns: Columns, label: str, option: str) -> pa.Table:
 
         with pa.json.open_json(path) as reader:
             schema = reader.schema
-        _check_columns(schema.names, columns, label, option)
+        check_columns(schema.names, columns.by_option, label)
         types = {name: schema.field(name).type for name in columns.wanted}
         # A column may say nothing in the block that its type is guessed from, and something later: then it is text.
         wanted = pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, kind in types.items()])
         options = pa.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
         return pa.json.read_json(path, parse_options=options)
     stored = pa.dataset.dataset(path, format="parquet")
-    _check_columns(stored.schema.names, columns, label, option)
+    check_columns(stored.schema.names, columns.by_option, label)
     return stored.to_table(columns=columns.wanted)
 
 
-def _check_columns(there: list[str], columns: Columns, label: str, option: str) -> None:
-    """Raise DataError for every column that is not there, at once."""
-    absent = [name for name in columns.wanted if name not in there]
+def check_columns(there: Sequence[str], wanted: Mapping[str, str], label: str) -> None:
+    """Raise DataError for every wanted column that is not there, at once. `wanted`: the option that names it -> its name."""
+    absent = {option: name for option, name in wanted.items() if name and name not in there}
     if not absent:
         return
-    near = [f"`{found}`" for name in absent if (found := nearest(name, there))]
-    mend = f"did you mean {' and '.join(near)}?" if near else "take some of these."
-    raise DataError(
-        f"{label} has no column {' and '.join(f'`{name}`' for name in absent)}, which `{option}` names.",
-        why=f"its columns: {', '.join(there)}.",
-        mend=mend,
-    )
+    listed = " and ".join(f"`{name}` ({option})" for option, name in absent.items())
+    near = [f'"{option}": "{found}"' for option, name in absent.items() if (found := nearest(name, there))]
+    mend = f"perhaps {', '.join(near)}." if near else f"set {' and '.join(absent)} to one of these."
+    raise DataError(f"{label} has no column {listed}.", f"its columns: {', '.join(there) or 'none'}.", mend)
 
 
 def text_column(column: pa.ChunkedArray) -> pa.LargeStringArray:

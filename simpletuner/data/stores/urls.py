@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.config.spelling import nearest
 from simpletuner.data.cache import NO_RIGHT
 from simpletuner.data.geometry import WH
 from simpletuner.data.manifest import Texts
 from simpletuner.data.pixels import measure
 from simpletuner.data.stores.base import ENDINGS, NO_FILE, Listing, Stamp, in_order
 from simpletuner.data.stores.download import Dead, Downloader
+from simpletuner.data.stores.tables import check_columns
 from simpletuner.data.whole import remove_leftovers, write_pieces
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Progress, Tell
@@ -78,12 +78,13 @@ class Urls:
     def _rows(self) -> tuple[list[str], list[str], dict[str, int]]:
         """Each URL once, in the order of the file; its caption, the first; and which stand there more than once."""
         label = f"Dataset `{self._dataset}`: {self._table}"
+        columns = {"csv_url_column": self._column, "csv_caption_column": self._caption}
         captions: dict[str, str] = {}
         counts: Counter[str] = Counter()
         try:
             with self._table.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
-                self._check_columns(list(rows.fieldnames or ()), label)
+                check_columns(rows.fieldnames or (), columns, label)
                 for row in rows:
                     if url := (row[self._column] or "").strip():
                         counts[url] += 1
@@ -94,16 +95,6 @@ class Urls:
         if not captions:
             raise DataError(f"{label} holds no URL in the column `{self._column}`.", mend="correct `csv_file`, or the file.")
         return list(captions), list(captions.values()), {url: count for url, count in counts.items() if count > 1}
-
-    def _check_columns(self, there: list[str], label: str) -> None:
-        """Raise DataError for every column that is not there, at once."""
-        wanted = {"csv_url_column": self._column, **({"csv_caption_column": self._caption} if self._caption else {})}
-        absent = {key: name for key, name in wanted.items() if name not in there}
-        if absent:
-            listed = " and ".join(f"`{name}` ({key})" for key, name in absent.items())
-            near = [f'"{key}": "{found}"' for key, name in absent.items() if (found := nearest(name, there))]
-            mend = f"perhaps {', '.join(near)}." if near else f"set {' and '.join(absent)} to one of these."
-            raise DataError(f"{label} has no column {listed}.", f"its columns: {', '.join(there) or 'none'}.", mend)
 
     def _there(self) -> dict[str, Stamp]:
         """What has been downloaded, by its name in the folder."""

@@ -151,9 +151,9 @@ def test_a_table_that_is_no_use_is_one_clear_error(tables):
     assert "has no row" in tables.refused()
     tables.write({"idd": ["a"], "captions": ["x"]})
     error = tables.refused()
-    assert "has no column `id` and `caption`, which `parquet` names" in error
+    assert "has no column `id` (filename_column) and `caption` (caption_column)." in error
     assert "its columns: idd, captions." in error
-    assert "did you mean `idd` and `captions`?" in error
+    assert 'perhaps "filename_column": "idd", "caption_column": "captions".' in error
     tables.write({"id": ["x", "y"], "caption": ["x", "y"]})
     assert "correct `filename_column` or `identifier_includes_extension`" in tables.refused()
     (tables.path / "table.parquet").write_bytes(b"no table")
