@@ -15,16 +15,29 @@ import numpy as np
 
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
+from simpletuner.data.masks import Masks, find_masks
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
+from simpletuner.data.walk import walk
 from simpletuner.errors import DataError, UserError
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 
-__all__ = ["Bucket", "Length", "Report", "inspect", "length_of", "open_sets", "plan_of", "shots_of"]
+__all__ = [
+    "Bucket",
+    "Length",
+    "Report",
+    "by_use",
+    "inspect",
+    "length_of",
+    "open_sets",
+    "plan_of",
+    "shots_of",
+    "steps_per_epoch",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Bucket:
     height_px: int
     pictures: int
     batches: int
-    """Micro-batches in an epoch."""
+    """Micro-batches in an epoch; 0 in a set that is judged by."""
     top_ups: int
     """Samples that come once more in each epoch, to fill the last batch."""
 
@@ -46,7 +59,10 @@ class Length:
 
     steps: int
     steps_per_epoch: float
+    """On an average, where sets start or end on the way."""
     epochs: float
+    warnings: tuple[str, ...] = ()
+    """Sets that are not drawn from, and an earlier end than was asked for."""
 
     @property
     def summary(self) -> str:
@@ -74,9 +90,9 @@ class Report:
         """For people."""
         lines = []
         for dataset, ledger in self.ledgers.items():
-            lines.append(
-                f"{dataset}: {ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
-            )
+            kind = "" if ledger["dataset_type"] == "image" else f" ({ledger['dataset_type']})"
+            counts = f"{ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
+            lines.append(f"{dataset}{kind}: {counts}")
             lines += [f"  left out  {one['file']}: {one['reason']}  {one['detail']}".rstrip() for one in ledger["excluded"]]
             lines += [f"  note      {one['file']}: {one['note']}" for one in ledger["notes"]]
             lines.append("  bucket       pictures  batches/epoch  topped up by")
@@ -85,6 +101,7 @@ class Report:
                 for row in self.buckets[dataset]
             ]
         lines.append(f"length: {self.length.summary}")
+        lines += [f"  {warning}" for warning in self.length.warnings]
         lines.append(f"gallery: {', '.join(self.pictures) or 'none'}")
         return "\n".join(lines)
 
@@ -95,10 +112,12 @@ def inspect(run: Run, tell: Tell) -> Report:
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
-    stream = plan_of(run, sets)
+    trained, judged = by_use(sets)
+    stream = plan_of(run, trained)
+    tables = {images.entry.id: _table(plan) for images, plan in zip(trained, stream.sets, strict=True)}
     return Report(
         ledgers={images.entry.id: images.ledger.as_dict() for images in sets},
-        buckets={images.entry.id: _table(plan) for images, plan in zip(sets, stream.sets, strict=True)},
+        buckets=tables | {images.entry.id: _judged_table(images) for images in judged},
         length=length_of(run, stream, ranks=1),
         pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
     )
@@ -126,7 +145,10 @@ def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
 
 
 def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[ImageSet]:
-    """All image sets. Rank 0 searches, the others then read what it found. Raises DataError, for all sets at once."""
+    """All sets of pictures, those to train on first. Rank 0 searches, the others then read what it found.
+
+    Raises DataError, for all sets at once.
+    """
     regularising = [entry.id for entry in run.datasets if entry.is_regularisation_data]
     if regularising and run.model.model_type == "full":
         which = ", ".join(regularising)
@@ -136,9 +158,12 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
 
     def opened() -> list[ImageSet]:
         sets, failures = [], []
-        for entry in run.datasets:
+        for entry in run.picture_sets:
             try:
-                sets.append(open_dataset(entry, latent, tell=tell, is_searched=not first))
+                images = open_dataset(entry, latent, tell=tell, is_searched=not first)
+                if entry.conditioning_data is not None:
+                    images.pair(masks_of(run, entry.conditioning_data))
+                sets.append(images)
             except DataError as error:
                 failures.append(error)
         if len(failures) == 1:
@@ -161,6 +186,17 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         if warning := _long_buckets(images, latent):
             tell(Notice(warning, "warning"))
     return sets
+
+
+def by_use(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], list[ImageSet]]:
+    """The sets to train on, and those to judge by."""
+    trained = [images for images in sets if images.entry.dataset_type == "image"]
+    return trained, [images for images in sets if images.entry.dataset_type == "eval"]
+
+
+def masks_of(run: Run, name: str) -> Masks:
+    """The masks of the conditioning entry of this id. Raises DataError."""
+    return find_masks(next(entry for entry in run.conditioning if entry.id == name))
 
 
 def _used(images: ImageSet) -> list[tuple[int, int]]:
@@ -199,29 +235,53 @@ def plan_of(run: Run, sets: Sequence[ImageSet], tell: Tell | None = None) -> Str
         alive = images.alive()
         entry = images.entry
         plans.append(
-            PlanSet(alive, images.bucket_ids[alive], images.buckets, run.training.train_batch_size, repeats=entry.repeats)
-        )
+            PlanSet(
+                alive, images.bucket_ids[alive], images.buckets,
+                batch_size=entry.train_batch_size or run.training.train_batch_size,
+                name=entry.id, repeats=entry.repeats, probability=entry.probability,
+                first_epoch=max(entry.start_epoch - 1, 0), end_epoch=entry.end_epoch or math.inf,
+                first_step=max(entry.start_step - 1, 0), end_step=entry.end_step or math.inf,
+            )
+        )  # fmt: skip
         top_ups = plans[-1].top_ups()
         if tell is not None and top_ups:
             which = ", ".join(f"{width}x{height} by {count}" for (width, height), count in top_ups.items())
             tell(Notice(f"{entry.id}: buckets topped up from themselves in each epoch, to whole batches: {which}."))
-    return Stream(plans, run.training.seed)
+    return Stream(plans, run.training.seed, is_uniform=run.data.data_backend_sampling == "uniform")
 
 
 def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
-    """How many optimiser steps the run takes: what the user asked for in steps or epochs, whichever ends earlier."""
+    """How many optimiser steps the run takes: what the user asked for in steps or epochs, whichever ends earlier.
+
+    Raises DataError where datasets wait for an epoch or a step that cannot come.
+    """
     training = run.training
+    # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
+    epochs = Fraction(repr(training.num_train_epochs)) if training.num_train_epochs else None
     step_batches = ranks * training.gradient_accumulation_steps
-    per_epoch = stream.epoch_length / step_batches
-    limits = []
-    if training.max_train_steps:
-        limits.append(training.max_train_steps)
-    if training.num_train_epochs:
-        # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
-        limits.append(math.ceil(Fraction(repr(training.num_train_epochs)) * stream.epoch_length / step_batches))
-    assert limits, "config/derive.py sets a length where the user set none"
-    steps = min(limits)
-    return Length(steps, per_epoch, steps / per_epoch)
+    way = walk(stream, step_batches, steps=training.max_train_steps or None, epochs=epochs)
+    waiting = [stream.sets[place].name for place in way.unvisited]
+    names = ", ".join(waiting)
+    warnings = [f"{names}: never drawn from, for its start lies beyond the end of the run."] if waiting else []
+    if way.is_cut_short and (waiting or not way.steps):
+        raise DataError(
+            f"After step {way.steps} of the run no dataset is drawn from{f', and {names} waits' if waiting else ''}.",
+            "the others have ended by then (end_epoch, end_step), or too little of them is left for a whole step.",
+            "let `start_epoch` and `start_step` of one dataset meet the end of another.",
+        )
+    if way.is_cut_short:
+        warnings.append(f"Training ends after step {way.steps}: all datasets have ended (end_epoch, end_step).")
+    return Length(way.steps, way.steps / way.epochs, way.epochs, tuple(warnings))
+
+
+def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:
+    """Optimiser steps in an epoch; no whole number need be."""
+    return Fraction(stream.epoch_length, ranks * run.training.gradient_accumulation_steps)
+
+
+def _judged_table(images: ImageSet) -> list[Bucket]:
+    counts = np.bincount(images.bucket_ids[images.alive()], minlength=len(images.buckets)).tolist()
+    return [Bucket(*size_WH, count, 0, 0) for size_WH, count in zip(images.buckets, counts, strict=True) if count]
 
 
 def _table(plan: PlanSet) -> list[Bucket]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simpletuner.config.secrets import masked_address
 from simpletuner.config.sources import Written
 from simpletuner.config.spelling import FALSE, TRUE, canonical_key, nearest
 from simpletuner.config.vocabulary import Vocabulary
@@ -98,4 +99,4 @@ def _stray(word: str, source: str) -> Problem:
     mend = f"Did you mean {near}=...?" if near else "Write options as --key value or key=value."
     if word.endswith((".json", ".toml", ".env")):
         mend = f"Did you mean --config_file {word}?"
-    return Problem("", f"`{word}` is no option ({source}).", mend=mend)
+    return Problem("", f"`{masked_address(word)}` is no option ({source}).", mend=mend)

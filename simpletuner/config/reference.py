@@ -30,12 +30,21 @@ def markdown(families: Mapping[str, FamilyFacts]) -> str:
     """The whole reference."""
     parts = [INTRODUCTION]
     for name, section in SECTIONS.items():
-        parts += [f"## {name.capitalize()}\n", f"{_about(section)}\n", _table(options_of(name, section), families)]
+        parts += [f"## {_title(name)}\n", f"{_about(section)}\n", _table(options_of(name, section), families)]
     for name, family in families.items():
         parts += _family(name, family)
-    for kind, section in ENTRIES.items():
-        parts += [f"## Datasets: `{kind}`\n", f"{_about(section)}\n", _table(options_of("dataset", section), {})]
+    for section, kinds in _entries().items():
+        parts += [
+            f"## Datasets: {', '.join(f'`{kind}`' for kind in kinds)}\n",
+            f"{_about(section)}\n",
+            _table(options_of("dataset", section), {}),
+        ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _entries() -> dict[type[Section], list[str]]:
+    """What an entry may say -> the kinds of entries that may say it."""
+    return {section: [kind for kind, other in ENTRIES.items() if other is section] for section in ENTRIES.values()}
 
 
 def _family(name: str, family: FamilyFacts) -> Iterator[str]:
@@ -74,20 +83,25 @@ def _help(option: Option) -> str:
     return option.help + (f" Also written {', '.join(f'`{name}`' for name in option.also)}." if option.also else "")
 
 
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
 def _about(section: type[Section]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
 def help_text(families: Mapping[str, FamilyFacts]) -> str:
     """The options for a terminal; keys that only a dataset's entry can say stand there without dashes."""
-    parts = {name.capitalize(): (section, name) for name, section in SECTIONS.items()}
+    parts = {_title(name): (section, name) for name, section in SECTIONS.items()}
     parts |= {f"Family {name}": (family.Options, "family") for name, family in families.items()}
-    parts |= {f"Datasets: {kind}": (section, "dataset") for kind, section in ENTRIES.items()}
+    parts |= {f"Datasets: {', '.join(kinds)}": (section, "dataset") for section, kinds in _entries().items()}
+    core = [option.name for name, section in SECTIONS.items() for option in options_of(name, section)]
     blocks = []
     for title, (section, name) in parts.items():
         lines = [f"{title}: {_about(section)}"]
         for option in options_of(name, section):
-            flag = option.name if name == "dataset" and option.name in PERSONAL else f"--{option.name}"
+            flag = option.name if name == "dataset" and option.name in (*PERSONAL, *core) else f"--{option.name}"
             lines.append(f"  {flag}  {option.wants} (default: {_default(option, families)})".replace("`", ""))
             lines.append(textwrap.fill(_help(option), 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
         blocks.append("\n".join(lines))

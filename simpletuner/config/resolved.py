@@ -29,7 +29,8 @@ def resolved(run: Run) -> dict[str, Any]:
     parts = [dict(run.__dict__)[name] for name in SECTIONS]
     options = {name: value for part in (*parts, run.family) for name, value in _plain(part).items()}
     shown = {name: masked(run.written.get(name, value), name) for name, value in options.items()}
-    return {**shown, "data_backend_config": [_dataset(run, entry) for entry in (*run.datasets, run.text_embeds)]}
+    entries = (*run.datasets, *run.eval_datasets, *run.conditioning, *run.image_embeds, run.text_embeds)
+    return {**shown, "data_backend_config": [_dataset(run, entry) for entry in entries]}
 
 
 def _plain(section: Section) -> dict[str, Any]:

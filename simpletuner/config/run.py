@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset, ImageEmbedsDataset, TextEmbedsDataset
 from simpletuner.config.options import Section
 from simpletuner.config.sections import (
     Adapter,
     Checkpointing,
     Data,
     Ema,
+    EvalLoss,
     Flow,
+    Hub,
     Kernels,
     Memory,
     Model,
@@ -22,6 +24,7 @@ from simpletuner.config.sections import (
     Optimizer,
     Precision,
     Reporting,
+    Trackers,
     Training,
     Validation,
 )
@@ -80,16 +83,25 @@ class Run:
     data: Data
     checkpointing: Checkpointing
     validation: Validation
+    eval_loss: EvalLoss
     reporting: Reporting
+    trackers: Trackers
+    hub: Hub
     family: Section
     """The family's own options."""
     datasets: tuple[ImageDataset, ...]
-    """The enabled image sets, in the order of the file."""
+    """The enabled sets to train on, in the order of the file."""
     text_embeds: TextEmbedsDataset
     dtypes: Dtypes
     sources: Mapping[str, str]
     """Option -> where its value came from: "core", "family", "derived", "file config/config.json", "environment" or
     "command line". A dataset's are named "<id>.<key>"."""
+    eval_datasets: tuple[ImageDataset, ...] = ()
+    """The enabled sets to judge by, never trained on."""
+    image_embeds: tuple[ImageEmbedsDataset, ...] = ()
+    """The enabled places for latents; what they say is in the sets that use them (`cache_dir_vae`, `write_batch_size`)."""
+    conditioning: tuple[ConditioningDataset, ...] = ()
+    """The enabled sets of masks."""
     has_tiles: bool = True
     """Whether `vae_enable_tiling` changes anything: the family's."""
     hardware: Hardware = Hardware()
@@ -100,3 +112,8 @@ class Run:
     """The config file, if there was one."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Options (named as in `sources`) whose text holds `{env:NAME}`, as written: what may be shown and saved of them."""
+
+    @property
+    def picture_sets(self) -> tuple[ImageDataset, ...]:
+        """Every set whose pictures are opened and encoded: those to train on, then those to judge by."""
+        return self.datasets if self.eval_loss.eval_loss_disable else (*self.datasets, *self.eval_datasets)

@@ -12,7 +12,7 @@ from typing import Any
 
 from simpletuner.config.spelling import canonical_key, relaxed_json, uses_environment
 
-__all__ = ["MASK", "SECRETS", "hidden", "masked", "masked_line", "secrets_in"]
+__all__ = ["MASK", "SECRETS", "hidden", "masked", "masked_address", "masked_line", "secrets_in"]
 
 MASK = "***"
 SECRETS = frozenset({"webhook_url", "callback_url", "auth_token", "aws_access_key_id", "aws_secret_access_key"})
@@ -53,6 +53,14 @@ def masked_line(line: str) -> str:
 
 
 _PAIR = re.compile(rf"""((?:{"|".join(SECRETS)})["']?\s*[:=]\s*["']?)([^\s"',}}]+)""", re.IGNORECASE)
+
+
+def masked_address(text: str) -> str:
+    """Addresses in `text` down to their hosts: of a word that stands where none should, nobody knows what it is."""
+    return _ADDRESS.sub(r"\1/***", text)
+
+
+_ADDRESS = re.compile(r"""(\w+://[^/\s"']+)/[^\s"']+""")
 
 
 def secrets_in(value: Any) -> Iterator[str]:

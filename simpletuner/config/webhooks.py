@@ -21,7 +21,7 @@ from simpletuner.config.sources import read_json
 from simpletuner.config.spelling import MissingVariableError, expand, nearest
 from simpletuner.errors import ConfigError, Problem
 
-__all__ = ["LEVELS", "Endpoint", "endpoints_of", "secrets_of", "webhook_problems"]
+__all__ = ["LEVELS", "Endpoint", "endpoints_of", "secrets_of", "webhook_problems", "written_secrets"]
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 KINDS = ("discord", "raw")
@@ -74,9 +74,13 @@ def endpoints_of(reporting: Reporting, environ: Mapping[str, str] = os.environ) 
 
 
 def secrets_of(run: Run, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Every secret of this run, so that it can be blotted out of what is told."""
-    parts = [dict(part) for part in (run.reporting, *run.datasets, run.text_embeds)]
-    return tuple(secrets_in([*parts, *_entries(run.reporting, environ)]))
+    """Every secret of this run, those of the webhooks' file too, so that it can be blotted out of what is told."""
+    return (*written_secrets(run), *secrets_in(_entries(run.reporting, environ)))
+
+
+def written_secrets(run: Run) -> tuple[str, ...]:
+    """Those that stand in the options themselves, and so perhaps on the command line. Reads no file."""
+    return tuple(secrets_in([dict(part) for part in (run.reporting, *run.datasets, *run.eval_datasets, run.text_embeds)]))
 
 
 def _endpoint(entry: Mapping[str, Any]) -> Endpoint:

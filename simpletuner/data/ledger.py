@@ -43,22 +43,30 @@ class Ledger:
     found: int
     excluded: tuple[Exclusion, ...] = ()
     notes: tuple[Note, ...] = ()
+    kind: str = "image"
+    """The set's `dataset_type`: `image` is trained on, `eval` is judged by."""
+
+    @property
+    def name(self) -> str:
+        """The set as lines for people name it: "cats", "held-out (eval)"."""
+        return self.dataset if self.kind == "image" else f"{self.dataset} ({self.kind})"
 
     @property
     def used(self) -> int:
-        """Pictures that are trained on."""
+        """Pictures that are trained on, or judged by."""
         return self.found - len(self.excluded)
 
     @property
     def summary(self) -> str:
         """One line: "cats: 20 found = 17 used + 3 excluded (2 damaged, 1 no caption)"."""
-        line = f"{self.dataset}: {self.found:,} found = {self.used:,} used + {len(self.excluded):,} excluded"
+        line = f"{self.name}: {self.found:,} found = {self.used:,} used + {len(self.excluded):,} excluded"
         counts = Counter(exclusion.reason for exclusion in self.excluded).most_common()
         return f"{line} ({', '.join(f'{count:,} {reason}' for reason, count in counts)})" if counts else line
 
     def as_dict(self) -> dict[str, Any]:
         """The set's part of `ledger.json`."""
         return {
+            "dataset_type": self.kind,
             "found": self.found,
             "used": self.used,
             "excluded": [asdict(exclusion) for exclusion in self.excluded],

@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from simpletuner.config.run import Run
+from simpletuner.data.live_prompts import LivePrompts
 from simpletuner.data.prompts import PromptStore
 from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt
@@ -31,7 +32,7 @@ from simpletuner.training.optimizers import averaged
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Gallery", "file_name", "is_complete", "is_painted", "write_png"]
+__all__ = ["Gallery", "Weights", "file_name", "is_complete", "is_painted", "standing", "write_png"]
 
 FOLDER = "validation"
 Weights = Literal["base", "trained", "ema"]
@@ -49,7 +50,7 @@ NAME_BYTES = 100
 class Gallery:
     """Renders the shots at its times, and the base's own pictures of them before the first."""
 
-    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore) -> None:
+    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore | LivePrompts) -> None:
         folder = Path(run.checkpointing.output_dir)
         self._folder = folder / FOLDER
         self._base_folder = None if run.validation.disable_benchmark else folder / "benchmark"
@@ -63,7 +64,7 @@ class Gallery:
         """Step of the newest gallery."""
         steps = run.validation.validation_step_interval
         assert steps is not None, "config/derive.py fills in validation_step_interval"
-        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate")
+        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate", name="gallery" if shots else "")
 
     def run(self, trainer: Trainer) -> None:
         """Paint what is due. The first call is the one before the first step."""
@@ -109,7 +110,7 @@ class Gallery:
         generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
         with generators, torch.no_grad():
             latents = []
-            with _standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
+            with standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
                 for done, shot in enumerate(shots.values()):
                     trainer.tell(Progress(task, done, len(shots), "pictures"))
                     cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))
@@ -123,7 +124,7 @@ class Gallery:
 
 
 @contextmanager
-def _standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
+def standing(trainer: Trainer, weights: Weights) -> Iterator[None]:
     """The model as it is shown, every dropout off: the base, the newest weights, or their average."""
     with ExitStack() as stack:
         stack.enter_context(trainer.engine.attention())

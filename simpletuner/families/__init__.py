@@ -13,7 +13,9 @@ __all__ = ["find", "load"]
 
 NOT_FAMILIES = (
     "base",
+    "cascade_images",
     "cascade_lora",
+    "cascade_options",
     "cascade_parts",
     "cascade_pictures",
     "common",

@@ -39,6 +39,9 @@ DEPRECATED = {
 }
 """What these pipelines make the libraries say (diffusers 0.42, transformers 5.23), by the logger that says it."""
 
+STAGE_B = ("decoder", "decoder_lite")
+"""Where the real repositories keep it."""
+
 
 def prior_pipeline(denoiser: nn.Module, dtype: str, scheduler: Any) -> Any:
     """The stock Stage C pipeline round the live denoiser, whose weights are `dtype`."""
@@ -114,7 +117,8 @@ def preview(previewer: nn.Module, latents_1CHW: Tensor, size_WH: tuple[int, int]
 def stage_b(repository: Repository, subfolder: str) -> Component:
     """Stage B's weights: of the repository's sub-folder, or of a folder that holds one. Raises UserError."""
     own = Path(subfolder).expanduser().absolute()
-    if (own / "config.json").is_file():
+    # The usual names mean the repository's, whatever lies where one happens to stand.
+    if subfolder not in STAGE_B and (own / "config.json").is_file():
         return Repository(str(own.parent), variant=repository.variant).weights(own.name)
     return repository.weights(subfolder)
 

@@ -12,13 +12,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
-from simpletuner.events import Event, Painted, Stepped
+from simpletuner.events import Event, Measured, Painted, Stepped
+from simpletuner.reporting.measured import measured_row
 
 __all__ = ["MetricsFile"]
 
 
 class MetricsFile:
-    """The sink that writes `metrics.jsonl`. Rows of training have no `kind`; a picture of the gallery is `validation`."""
+    """The sink that writes `metrics.jsonl`.
+
+    Rows of training have no `kind`; others are of the kind `validation` (a picture of the gallery), `eval` or `clip`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,7 +74,9 @@ def _row(event: Event, folder: Path) -> dict[str, Any] | None:
             "time": event.time,
             **event.extra,
         }
-        return {name: _finite(value) for name, value in figures.items()}
+        return _finite(figures)
+    if isinstance(event, Measured):
+        return _finite(measured_row(event))
     if isinstance(event, Painted):
         path = event.path.relative_to(folder) if event.path.is_relative_to(folder) else event.path
         return {
@@ -86,4 +92,8 @@ def _row(event: Event, folder: Path) -> dict[str, Any] | None:
 
 def _finite(value: Any) -> Any:
     """JSON knows no nan and no infinity: they are null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,6 +28,9 @@ __all__ = ["Figures", "Meter"]
 MOST_SKIPPED = 30
 """Steps skipped one after another that end a run. The scale begins at 2 to the 16th, and each of them halves it."""
 
+TIME_BINS = 10
+"""Equal parts of time, t from 0 to 1, whose losses are told apart."""
+
 Bad = tuple[int, str, str]
 """Step, what was not finite, file."""
 
@@ -39,6 +42,8 @@ class Part:
     files: tuple[str, ...]
     is_regularisation: bool
     loss_B: Tensor
+    t_B: Tensor
+    """Where each sample's time lies, on the CPU from the start."""
 
 
 @dataclass
@@ -61,6 +66,8 @@ class Figures:
     time: str
     skipped_steps: int | None
     """Optimiser steps that were skipped for an overflow; None where that cannot be."""
+    loss_by_time: dict[str, float] = field(default_factory=dict)
+    """Mean loss in each tenth of time that had samples, regularisation apart: "0.0-0.1", ..., "0.9-1.0"."""
 
 
 @dataclass
@@ -69,6 +76,8 @@ class Window:
 
     ordinary: list[float] = field(default_factory=list)
     regularisation: list[float] = field(default_factory=list)
+    by_time: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TIME_BINS)])
+    """The ordinary ones again, by the bin of their time."""
     skipped: int = 0
     """Optimiser steps since then that were skipped for an overflow."""
     grad_norm: float | None = None
@@ -87,10 +96,18 @@ class Meter:
         self._samples = 0
         self._began = time.perf_counter()
 
-    def add(self, step: int, batches: Sequence[Batch], losses_B: Sequence[Tensor], grad_norm: Tensor) -> None:
-        """Optimiser step `step` was taken on these micro-batches of this rank."""
+    def add(
+        self,
+        step: int,
+        batches: Sequence[Batch],
+        losses_B: Sequence[Tensor],
+        times_B: Sequence[Tensor],
+        grad_norm: Tensor,
+    ) -> None:
+        """Optimiser step `step` was taken on these micro-batches of this rank, at these times (on the CPU)."""
         parts = [
-            Part(batch.files, batch.is_regularisation, loss_B.detach()) for batch, loss_B in zip(batches, losses_B, strict=True)
+            Part(batch.files, batch.is_regularisation, loss_B.detach(), t_B)
+            for batch, loss_B, t_B in zip(batches, losses_B, times_B, strict=True)
         ]
         self._turns.append(Turn(step, parts, grad_norm))
 
@@ -102,12 +119,14 @@ class Meter:
         losses = torch.cat([part.loss_B.float() for turn in turns for part in turn.parts]).tolist()
         norms = torch.stack([turn.grad_norm for turn in turns]).tolist()
         found = Window()
+        bins: list[int] = []
         bad: list[Bad] = []
         rest = iter(losses)
         for turn, norm in zip(turns, norms, strict=True):
             for part in turn.parts:
                 values = list(islice(rest, len(part.loss_B)))
                 (found.regularisation if part.is_regularisation else found.ordinary).extend(values)
+                bins += [] if part.is_regularisation else [_bin(t) for t in part.t_B.tolist()]
                 bad += [
                     (turn.step, "loss", file)
                     for file, value in zip(part.files, values, strict=True)
@@ -115,11 +134,13 @@ class Meter:
                 ]
             if not math.isfinite(norm) and not self._may_skip:
                 bad += [(turn.step, "gradient", file) for part in turn.parts for file in part.files]
-        told = self._ranks.gather([found.ordinary, found.regularisation, bad])
-        if any(theirs for _, _, theirs in told):
-            raise _not_finite([(step, what, file) for _, _, theirs in told for step, what, file in theirs])
-        for ordinary, regularisation, _ in told:
+        told = self._ranks.gather([found.ordinary, found.regularisation, bins, bad])
+        if any(theirs for *_, theirs in told):
+            raise _not_finite([(step, what, file) for *_, theirs in told for step, what, file in theirs])
+        for ordinary, regularisation, their_bins, _ in told:
             self._window.ordinary += ordinary
+            for nth, loss in zip(their_bins, ordinary, strict=True):
+                self._window.by_time[nth].append(loss)
             self._window.regularisation += regularisation
             self._samples += len(ordinary) + len(regularisation)
         for turn, norm in zip(turns, norms, strict=True):
@@ -154,6 +175,7 @@ class Meter:
             samples_per_s=samples / passed_s,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             skipped_steps=window.skipped if self._may_skip else None,
+            loss_by_time={_bin_name(nth): _mean(losses) for nth, losses in enumerate(window.by_time) if losses},
         )
 
     @contextmanager
@@ -171,6 +193,16 @@ class Meter:
         """Go on in the window that `as_json` described."""
         self._skipped_in_a_row = facts.get("skipped_in_a_row", 0)
         self._window = Window(**{one.name: facts[one.name] for one in fields(Window) if one.name in facts})
+
+
+def _bin(t: float) -> int:
+    """Of the bins that time is cut into; pure noise belongs to the last."""
+    return min(int(t * TIME_BINS), TIME_BINS - 1)
+
+
+def _bin_name(nth: int) -> str:
+    """ "0.0-0.1" """
+    return f"{nth / TIME_BINS:.1f}-{(nth + 1) / TIME_BINS:.1f}"
 
 
 def _mean(values: list[float]) -> float:

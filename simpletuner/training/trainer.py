@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
+from simpletuner.config.secrets import hidden
+from simpletuner.config.webhooks import written_secrets
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
 from simpletuner.diffusion.objective import perturbation, sample_loss
@@ -24,7 +26,8 @@ from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
 from simpletuner.training.ema import Ema
 from simpletuner.training.engine import Engine
-from simpletuner.training.jobs import Asked, Inbox, Job
+from simpletuner.training.headroom import Headroom
+from simpletuner.training.jobs import Asked, Inbox, Job, Upcoming
 from simpletuner.training.meter import Meter
 from simpletuner.training.optimizers import build_optimizer, set_rate
 from simpletuner.training.schedules import learning_rate
@@ -81,6 +84,9 @@ class Trainer:
         self.steps = steps
         self.state = TrainState()
         self.meter = Meter(engine, may_skip=engine.scales)
+        self.headroom = Headroom(engine)
+        self._upcoming = Upcoming((), steps)
+        self._samples_per_step = 1
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
@@ -94,6 +100,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end. Raises Interrupted if the user stops it, RunError if the loss is not finite."""
         self.tell(RunStarted(self.state.step, self.steps))
+        self._upcoming = Upcoming([job.due for job in self.jobs], self.steps)
         with Inbox() as inbox:
             self._work(Asked(), is_start=True)
             if not self.is_done:
@@ -101,12 +108,20 @@ class Trainer:
         self.tell(RunFinished(self.state.step))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of each sample, (B,) float32. All its draws, dropout too, are keyed by the micro-batch, not by the rank."""
+        """Loss of each sample, (B,) float32."""
+        return self.timed_loss(batch)[0]
+
+    def timed_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, (B,) float32, and its time, (B,) float32 on the CPU.
+
+        All its draws, dropout too, are keyed by the micro-batch, not by the rank.
+        """
         self.engine.seed(draw_seed(self.run.training.seed, batch.micro.epoch, batch.micro.index))
         x0_BCHW = self.engine.to_device(batch.latents_BCHW).float()
         cond = {name: self.engine.to_device(tensor) for name, tensor in batch.cond.items()}
         density = self.family.density((x0_BCHW.shape[-2], x0_BCHW.shape[-1]))
-        t_B = self.engine.to_device(density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float())
+        drawn_B = density(stratified(batch.slot, len(x0_BCHW), batch.slots)).float()
+        t_B = self.engine.to_device(drawn_B)
         noise_BCHW = torch.randn_like(x0_BCHW)
         x_BCHW = self.family.process.diffuse(x0_BCHW, self._perturbed(noise_BCHW), t_B)
         if batch.is_regularisation and self.tuning.keeps_base:
@@ -116,12 +131,15 @@ class Trainer:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
         answer_BCHW = self.predict(x_BCHW, t_B, cond)
         flow_time_B = self.family.process.flow_time(t_B)
-        loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        mask_B1HW = None if batch.mask_B1HW is None else self.engine.to_device(batch.mask_B1HW)
+        loss_B = sample_loss(
+            self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B, mask_B1HW=mask_B1HW
+        )
         if self.adaptive is None:
-            return self.family.weight(t_B) * loss_B
+            return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
             self.adaptive.note(t_B, loss_B)
-        return self.adaptive.weight(t_B) * loss_B
+        return self.adaptive.weight(t_B) * loss_B, drawn_B
 
     def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
         """The noise that the input is made with. Without perturbation nothing is drawn: all other draws stay what they were."""
@@ -151,12 +169,13 @@ class Trainer:
                     return
 
     def _step(self, group: Group) -> None:
-        losses_B = []
+        losses_B, times_B = [], []
         for turn, batch in enumerate(group.batches, start=1):
             with self.engine.accumulate(last=turn == len(group.batches)):
-                loss_B = self.loss(batch)
+                loss_B, t_B = self.timed_loss(batch)
                 self.engine.backward(loss_B.mean() / len(group.batches))
             losses_B.append(loss_B)
+            times_B.append(t_B)
         self.engine.unscale(self.optimizer)
         options = self.run.optimizer
         weights = self.tuning.parameters().values()
@@ -164,12 +183,13 @@ class Trainer:
         set_rate(self.optimizer, learning_rate(self.state.step, options, self.steps))
         self.engine.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=self.run.memory.set_grads_to_none)
-        self.state.advance(group.after, samples=group.batches[0].slots)
+        self._samples_per_step = group.batches[0].slots
+        self.state.advance(group.after, samples=self._samples_per_step)
         if self.ema is not None:
             self.ema.update(self.state.step)
         if self.adaptive is not None:
             self.adaptive.update(self.engine.total)
-        self.meter.add(self.state.step, group.batches, losses_B, grad_norm)
+        self.meter.add(self.state.step, group.batches, losses_B, times_B, grad_norm)
 
     def _report(self) -> None:
         figures = self.meter.figures()
@@ -182,6 +202,8 @@ class Trainer:
             "regularisation_loss": figures.regularisation_loss,
             "skipped_steps": figures.skipped_steps,
             "peak_memory_gib": self.engine.peak_memory_gib(),
+            "peak_memory_share": self.headroom.share(),
+            **{f"loss_by_time/{part}": loss for part, loss in figures.loss_by_time.items()},
         }
         self.tell(
             Stepped(
@@ -194,6 +216,8 @@ class Trainer:
                 samples_per_s=figures.samples_per_s,
                 time=figures.time,
                 extra={name: value for name, value in extra.items() if value is not None},
+                upcoming=self._upcoming.after(self.state.step),
+                steps_per_s=figures.samples_per_s / self._samples_per_step,
             )
         )
 
@@ -203,6 +227,8 @@ class Trainer:
         due = [job for job in self.jobs if job.due.met(self.state.step, asked, is_start=is_start, is_end=self.is_done)]
         if not due:
             return
+        if warning := self.headroom.warning():
+            self.tell(Notice(warning, "warning"))
         self.meter.read()  # nothing is saved or painted of weights that a non-finite loss has spoiled
         with self.meter.paused():
             for job in due:
@@ -210,8 +236,9 @@ class Trainer:
 
     def _interrupted(self, asked: Asked) -> Interrupted:
         arguments = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]
+        command = shlex.join(["simpletuner", *arguments])
         return Interrupted(
             asked.signal_number,
             f"Stopped at step {self.state.step} of {self.steps}; it is saved in {self.run.checkpointing.output_dir}.",
-            mend=f"start it again as before, and it goes on from there: {shlex.join(['simpletuner', *arguments])}",
+            mend=f"start it again as before, and it goes on from there: {hidden(command, written_secrets(self.run))}",
         )

@@ -74,6 +74,12 @@ def test_no_message_about_a_wrong_value_holds_a_secret(project: Project, written
     assert TOKEN not in said
 
 
+def test_a_stray_address_on_the_command_line_is_named_by_its_host_alone(project: Project) -> None:
+    said = "\n".join(project.problems("--webhook_config", "{webhook_url:", URL))
+    assert "https://chat.example/***" in said
+    assert "s3cr3t" not in said
+
+
 BROKEN = [
     f'{{"webhook_config": {{"webhook_url": "{URL}" "auth_token": "{TOKEN}"}}}}',
     f'{{"auth_token": "{TOKEN}", "auth_token": "another-{TOKEN}"}}',

@@ -21,18 +21,19 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from training_fakes import Family, Group, Stream, Told, make_run, trainer_of
+from training_fakes import Family, Group, Stream, Told, make_run, stir, trainer_of
 
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
-from simpletuner.events import Stepped
+from simpletuner.events import Measured, Stepped
 from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import load_tuned
+from tests.evaluation.eval_fakes import JudgedFamily, Pictures, judge_of
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.1},
@@ -207,6 +208,20 @@ def average_together(engine: Engine, results: Path) -> None:
         save_file(trainer.tuning.weights(), results / f"ema-{engine.rank}.safetensors")
 
 
+def judge_together(engine: Engine, results: Path) -> None:
+    """The loss of pictures that are held out, before the first step and after two, what every rank was told."""
+    told, pictures = Told(), Pictures(count=5)
+    run = make_run(results / f"judged-{engine.ranks}", eval_steps_interval=2, eval_timesteps=3, train_batch_size=2)
+    jobs, stream = [judge_of(run, [pictures])], Stream(2 // engine.ranks, rank=engine.rank, ranks=engine.ranks)
+    with trainer_of(run, steps=2, jobs=jobs, told=told, family=JudgedFamily(), engine=engine, stream=stream) as trainer:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            stir(trainer.tuning)
+        trainer.fit()
+    answers = [[measured.step, measured.figures, measured.curves] for measured in told.of(Measured)]
+    (results / f"judged-{engine.rank}of{engine.ranks}.json").write_text(json.dumps(answers))
+
+
 def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
     for pair in families:
         for tuning in TUNINGS:
@@ -220,6 +235,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str],
     families = [f"{name}={model_options(name, tiny_repo(name))['pretrained_model_name_or_path']}" for name in find()]
     with Engine(make_run(folder)) as engine:
         train_all(engine, folder, families)
+        judge_together(engine, folder)
     # Without a GPU no flag is needed: two processes must never be two trainings that know nothing of each other.
     flags = {"ACCELERATE_USE_CPU": "1"} if torch.cuda.is_available() else {}
     launch = [
@@ -322,6 +338,16 @@ def test_one_rank_saves_an_average_of_bfloat16_weights_and_both_go_on(results: P
     assert {tensor.dtype for tensor in average.values()} == {torch.float32}
 
 
+def test_the_eval_loss_is_the_same_to_the_bit_on_one_process_and_on_two(results: Path) -> None:
+    """Three slices, so that one of two ranks judges one of them for nothing."""
+    one, first, second = (json.loads((results / f"judged-{name}.json").read_text()) for name in ("0of1", "0of2", "1of2"))
+    assert first == second
+    assert [step for step, *_ in first] == [step for step, *_ in one] == [0, 2]
+    assert first[0] == one[0]
+    assert first[0][1]["eval_loss"] != first[0][1]["eval_loss_base"]
+    assert first[1][1]["eval_loss"] == pytest.approx(one[1][1]["eval_loss"], rel=1e-4)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -330,4 +356,5 @@ if __name__ == "__main__":
         train_all(engine, folder, sys.argv[2:])
         fail_together(engine, folder)
         average_together(engine, folder)
+        judge_together(engine, folder)
         skip_together(engine, folder)  # last: its own engine ends the process group

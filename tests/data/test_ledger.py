@@ -18,15 +18,17 @@ def test_found_is_used_plus_excluded():
     assert CATS.used == 1201
     assert CATS.summary == "cats: 1,204 found = 1,201 used + 3 excluded (2 damaged, 1 no caption)"
     assert Ledger("dogs", found=2).summary == "dogs: 2 found = 2 used + 0 excluded"
+    assert Ledger("dogs", found=2, kind="eval").summary == "dogs (eval): 2 found = 2 used + 0 excluded"
 
 
 def test_the_file_has_the_schema_that_tools_rely_on(tmp_path):
     path = tmp_path / "run" / "ledger.json"
-    write_ledger(path, [CATS, Ledger("dogs", found=2)])
+    write_ledger(path, [CATS, Ledger("dogs", found=2, kind="eval")])
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "version": 1,
         "datasets": {
             "cats": {
+                "dataset_type": "image",
                 "found": 1204,
                 "used": 1201,
                 "excluded": [
@@ -36,7 +38,7 @@ def test_the_file_has_the_schema_that_tools_rely_on(tmp_path):
                 ],
                 "notes": [{"file": "d.jpg", "note": "identical to e.jpg"}],
             },
-            "dogs": {"found": 2, "used": 2, "excluded": [], "notes": []},
+            "dogs": {"dataset_type": "eval", "found": 2, "used": 2, "excluded": [], "notes": []},
         },
     }
     assert [file.name for file in path.parent.iterdir()] == ["ledger.json"]

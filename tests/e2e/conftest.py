@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+
+from tests.e2e.forked import Forks
 
 SIZES = {"a_red_square": (160, 160), "a_wide_river": (256, 128), "a_tall_tower": (128, 256), "a_blue_dot": (200, 180)}
 
@@ -25,7 +27,9 @@ class Workspace:
     config: dict[str, Any]
     datasets: list[dict[str, Any]]
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables beside the usual ones."""
+    """Variables beside the usual ones. With any, commands start Python afresh: libraries read theirs when they are imported."""
+    forks: Forks | None = None
+    """Where commands run; None starts Python for each."""
 
     def write(self) -> None:
         (self.folder / "config").mkdir(exist_ok=True)
@@ -43,11 +47,14 @@ class Workspace:
 
     def ask(self, *words: str, expect: int = 0) -> tuple[str, str]:
         """The same, (stdout, stderr) apart."""
-        done = subprocess.run(
-            self.command(*words), cwd=self.folder, capture_output=True, text=True, env={**environment(), **self.environment}
-        )
-        assert done.returncode == expect, f"exit code {done.returncode}, not {expect}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout, done.stderr
+        command, variables = self.command(*words), {**environment(), **self.environment}
+        if self.forks and not self.environment:
+            code, answer, said = self.forks.run(words, self.folder, variables)
+        else:
+            done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=variables)
+            code, answer, said = done.returncode, done.stdout, done.stderr
+        assert code == expect, f"exit code {code}, not {expect}:\n{answer}\n{said}"
+        return answer, said
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Run a command without waiting for it."""
@@ -71,8 +78,15 @@ def environment() -> dict[str, str]:
     return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    own = Forks()
+    yield own
+    own.close()
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, tiny_repo: Callable[[str], Path]) -> Workspace:
+def workspace(tmp_path: Path, tiny_repo: Callable[[str], Path], forks: Forks) -> Workspace:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number, (name, size) in enumerate(SIZES.items()):
@@ -94,4 +108,4 @@ def workspace(tmp_path: Path, tiny_repo: Callable[[str], Path]) -> Workspace:
         "validation_num_inference_steps": 2,
     }
     datasets = [{"id": "pictures", "instance_data_dir": "pictures", "resolution": 128, "crop": True, "crop_style": "center"}]
-    return Workspace(tmp_path, config, datasets)
+    return Workspace(tmp_path, config, datasets, forks=forks)

@@ -20,7 +20,9 @@ def test_a_stopped_run_over_an_int8_base_goes_on_as_if_unbroken_and_tells_what_i
         "validation_prompt": "",
         "max_train_steps": 4,
     }
+    forks, workspace.forks = workspace.forks, None  # afresh: what libraries say when they are imported is tested too
     said = workspace.run("train", "--output_dir=unbroken")
+    workspace.forks = forks
     assert "base_model_precision int8-quanto: " in said
     assert " layers quantised, " in said
     assert "Failed to load" not in said

@@ -202,3 +202,11 @@ def test_the_closing_lines_name_the_decoder_of_the_gallery_and_find_it(make_run,
     weights, expected = found["decoder"].decoder.network.state_dict(), load_file(family.decoder.weights[0])
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_folder_that_happens_to_be_called_decoder_is_not_taken_for_the_repositorys(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "config.json").write_text("{}")
+    family = StableCascade(make_run("stable_cascade"))
+    assert not any(tmp_path in path.parents for path in family.decoder.weights)

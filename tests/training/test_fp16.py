@@ -32,6 +32,8 @@ FP16 = {
     "full": Dtypes(base="float32", trained="float32", autocast="float16", text="float32", latents="float16"),
 }
 
+TIME = torch.full((2,), 0.5)
+
 
 class Overflowing(Family):
     """Answers something whose gradient leaves float16's range in chosen calls, while the loss stays finite."""
@@ -145,11 +147,11 @@ def test_a_resumed_run_goes_on_with_the_scale_of_the_unbroken_one(tmp_path: Path
 
 def test_a_window_saved_between_two_overflows_counts_both() -> None:
     former, later = Meter(Alone(), may_skip=True), Meter(Alone(), may_skip=True)
-    former.add(1, [make_batch(0, 0)], [torch.ones(2)], torch.tensor(0.5))
-    former.add(2, [make_batch(0, 1)], [torch.ones(2)], torch.tensor(math.inf))
+    former.add(1, [make_batch(0, 0)], [torch.ones(2)], [TIME], torch.tensor(0.5))
+    former.add(2, [make_batch(0, 1)], [torch.ones(2)], [TIME], torch.tensor(math.inf))
     former.read()
     later.restore(json.loads(json.dumps(former.as_json())))
-    later.add(3, [make_batch(0, 2)], [torch.ones(2)], torch.tensor(math.nan))
+    later.add(3, [make_batch(0, 2)], [torch.ones(2)], [TIME], torch.tensor(math.nan))
     figures = later.figures()
     assert (figures.skipped_steps, figures.grad_norm) == (2, 0.5)
 
@@ -166,13 +168,13 @@ def test_a_run_whose_scale_keeps_collapsing_ends_with_a_mend(tmp_path: Path) -> 
 def test_skipped_steps_with_others_between_them_do_not_end_a_run() -> None:
     meter = Meter(Alone(), may_skip=True)
     for step in range(4 * MOST_SKIPPED):
-        meter.add(step, [make_batch(0, 0)], [torch.ones(2)], torch.tensor(math.inf if step % 4 else 1.0))
+        meter.add(step, [make_batch(0, 0)], [torch.ones(2)], [TIME], torch.tensor(math.inf if step % 4 else 1.0))
     assert meter.figures().skipped_steps == 3 * MOST_SKIPPED
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_ever() -> None:
     meter = Meter(Alone(), may_skip=True)
-    meter.add(1, [make_batch(0, 0)], [torch.tensor([1.0, math.inf])], torch.tensor(math.nan))
+    meter.add(1, [make_batch(0, 0)], [torch.tensor([1.0, math.inf])], [TIME], torch.tensor(math.nan))
     with pytest.raises(RunError, match="The loss of step 1 is not finite"):
         meter.read()
 

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
-from simpletuner.training.jobs import Asked, Due, Inbox
+from simpletuner.training.jobs import Asked, Due, Inbox, Upcoming
 
 SAVING = Due(steps=10, at_end=True, asked="save")
 PAINTING = Due(steps=5, at_start=True, at_end=True, asked="validate")
@@ -33,6 +34,14 @@ def test_a_run_that_begins_at_its_end_does_the_work_of_the_end() -> None:
 
 def test_an_interval_of_zero_means_only_the_other_times() -> None:
     assert not any(met(Due(at_end=True), step) for step in range(100))
+
+
+def test_intervals_of_epochs_end_where_they_end_between_steps_too() -> None:
+    half_of_five = Due(epoch_steps=Fraction(5, 2))
+    assert [step for step in range(13) if met(half_of_five, step)] == [3, 5, 8, 10]
+    third_of_ten = Due(epoch_steps=Fraction(10, 3), steps=6)
+    assert [step for step in range(13) if met(third_of_ten, step)] == [4, 6, 7, 10, 12]
+    assert [step for step in range(4) if met(Due(epoch_steps=Fraction(1, 3)), step)] == [1, 2, 3]
 
 
 def test_wishes_reach_the_jobs_that_answer_them() -> None:
@@ -90,3 +99,14 @@ def test_after_the_block_signals_do_what_they_did_before() -> None:
     with Inbox():
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_the_next_of_each_job_is_so_many_steps_off_and_the_end_counts_where_it_is_due_then() -> None:
+    dues = [Due(steps=10, at_end=True, name="checkpoint"), Due(steps=7, name="gallery"), Due(steps=3), Due(name="never")]
+    upcoming = Upcoming(dues, last=25)
+    assert upcoming.after(0) == {"checkpoint": 10, "gallery": 7}
+    assert upcoming.after(9) == {"checkpoint": 1, "gallery": 5}
+    assert upcoming.after(10) == {"checkpoint": 10, "gallery": 4}
+    assert upcoming.after(20) == {"checkpoint": 5, "gallery": 1}
+    assert upcoming.after(21) == {"checkpoint": 4}
+    assert upcoming.after(25) == {}

@@ -7,7 +7,9 @@ from simpletuner.config.sections.adapter import Adapter
 from simpletuner.config.sections.checkpointing import Checkpointing
 from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
+from simpletuner.config.sections.eval_loss import EvalLoss
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.hub import Hub
 from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
@@ -15,6 +17,7 @@ from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.trackers import Trackers
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
 
@@ -24,7 +27,9 @@ __all__ = [
     "Checkpointing",
     "Data",
     "Ema",
+    "EvalLoss",
     "Flow",
+    "Hub",
     "Kernels",
     "Memory",
     "Model",
@@ -32,6 +37,7 @@ __all__ = [
     "Optimizer",
     "Precision",
     "Reporting",
+    "Trackers",
     "Training",
     "Validation",
 ]
@@ -50,5 +56,8 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "checkpointing": Checkpointing,
     "validation": Validation,
+    "eval_loss": EvalLoss,
     "reporting": Reporting,
+    "trackers": Trackers,
+    "hub": Hub,
 }

@@ -22,8 +22,8 @@ class Reporting(Section):
 
     webhook_config: dict[str, Any] | tuple[dict[str, Any], ...] | str | None = option(None, path="input")
     """Who is told of the run while it goes: an object, a list of them, or a JSON file of either. Keys: `webhook_type`
-    (`discord` or `raw`), `webhook_url` or `callback_url`, `message_prefix`, `log_level`, `auth_token`, `ssl_no_verify`. Secrets are best
-    written as `{env:NAME}`."""
+    (`discord` or `raw`), `webhook_url` or `callback_url`, `message_prefix`, `log_level`, `auth_token`, `ssl_no_verify`.
+    Secrets are best written as `{env:NAME}`."""
 
     @field_validator("webhook_config")
     @classmethod

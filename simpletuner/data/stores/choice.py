@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.data.captions import wants_column
 from simpletuner.data.stores.base import Store
 from simpletuner.data.stores.bucket import Bucket
 from simpletuner.data.stores.folder import Folder
@@ -18,7 +19,7 @@ def store_of(entry: ImageDataset) -> Store:
     store = _kept(entry)
     if entry.metadata_backend == "discovery":
         return store
-    return Tabled(store, entry.parquet, dataset=entry.id, with_captions=entry.caption_strategy == "parquet")
+    return Tabled(store, entry.parquet, dataset=entry.id, with_captions=wants_column(entry))
 
 
 def _kept(entry: ImageDataset) -> Store:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from simpletuner.config.datasets import ImageDataset
+from simpletuner.data.captions import wants_column
 from simpletuner.data.geometry import WH
 from simpletuner.data.pixels import Unreadable, measure
 from simpletuner.data.stores.base import Listing
@@ -39,7 +40,7 @@ class Rows:
         self._name = str(path.resolve()) if path.is_dir() else entry.dataset_name
         self._dataset, self._split, self._revision = entry.id, entry.split, entry.revision
         self._column = entry.image_column
-        self._caption = entry.caption_column if entry.caption_strategy == "huggingface" else ""
+        self._caption = entry.caption_column if wants_column(entry) else ""
         self.root = f"{self._name} ({', '.join(filter(None, (self._split, self._revision)))})"
         self.captions_from = f"{self.root}: {self._caption}" if self._caption else ""
         self._opened: Any = None

@@ -13,6 +13,7 @@ import numpy as np
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import NO_RIGHT
+from simpletuner.data.captions import wants_column
 from simpletuner.data.geometry import WH
 from simpletuner.data.manifest import Texts
 from simpletuner.data.pixels import measure
@@ -43,7 +44,7 @@ class Urls:
         self._table = Path(entry.csv_file)
         self._folder = Path(entry.csv_cache_dir)
         self._column = entry.csv_url_column
-        self._caption = entry.csv_caption_column if entry.caption_strategy == "csv" else ""
+        self._caption = entry.csv_caption_column if wants_column(entry) else ""
         self._downloader = downloader or Downloader(allow_private=entry.csv_allow_private_addresses)
         self.root = str(self._table.resolve())
         self.captions_from = f"{self.root}: {self._caption}" if self._caption else ""
