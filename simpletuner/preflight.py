@@ -156,11 +156,13 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         which = ", ".join(regularising)
         tell(Notice(f"{which}: is_regularisation_data is ordinary training in full tuning; its loss is logged apart."))
 
+    first = ranks.rank == 0
+
     def opened() -> list[ImageSet]:
         sets, failures = [], []
         for entry in run.picture_sets:
             try:
-                images = open_dataset(entry, latent, tell=tell)
+                images = open_dataset(entry, latent, tell=tell, is_searched=not first)
                 if entry.conditioning_data is not None:
                     images.pair(masks_of(run, entry.conditioning_data))
                 sets.append(images)
@@ -172,7 +174,6 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
             raise DataError(f"{len(failures)} datasets cannot be used:\n\n" + "\n\n".join(map(str, failures)))
         return sets
 
-    first = ranks.rank == 0
     sets: list[ImageSet] = []
     together(ranks, lambda: sets.extend(opened() if first else []))
     together(ranks, lambda: sets.extend([] if first else opened()))

@@ -126,8 +126,9 @@ def _decoded(raw: bytes, place: Place) -> tuple[NDArray[np.uint8], bytes | None]
     """The whole picture as RGB, upright, and the ICC profile that is still to be applied."""
     image = _opened(io.BytesIO(raw))
     orientation = _orientation(image)
-    if _upright_WH(image, orientation) != place.original_WH:
-        raise Unreadable("changed", "the file was replaced after it was measured")
+    if (found_WH := _upright_WH(image, orientation)) != place.original_WH:
+        found, known = (f"{width}x{height}" for width, height in (found_WH, place.original_WH))
+        raise Unreadable("changed", f"it is {found}, and {known} was measured before, or is said by its table")
     if image.format in ("JPEG", "MPO"):
         # A shrink of 2 or more is half done by the JPEG decoder, which then makes a quarter of the pixels.
         image.draft(None, place.resized_WH if orientation < 5 else place.resized_WH[::-1])
