@@ -21,7 +21,8 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"preflight"},
-    {"text_cache"},
+    {"estimates", "text_cache"},
+    {"checkup", "cache_tools"},
     {"app"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

@@ -20,7 +20,7 @@ from simpletuner.events import Notice, Progress, Tell
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["UNCOND", "PromptStore", "training_prompts"]
+__all__ = ["UNCOND", "PromptStore", "prompt_bytes", "training_prompts"]
 
 UNCOND = Prompt("", "uncond")
 """What stands for a dropped caption."""
@@ -33,6 +33,11 @@ def training_prompts(sets: Iterable[ImageSet]) -> Iterator[Prompt]:
         for i in images.alive().tolist():
             for caption in images.captions(i):
                 yield Prompt(caption)
+
+
+def prompt_bytes(encoder: TextEncoder) -> int:
+    """Bytes of one prompt's embeds, at most."""
+    return sum(tensor.nbytes for tensor in encoder.longest().values())
 
 
 class PromptStore:

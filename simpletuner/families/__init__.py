@@ -14,9 +14,11 @@ __all__ = ["find", "load"]
 NOT_FAMILIES = (
     "base",
     "cascade_lora",
+    "cascade_options",
     "cascade_parts",
     "cascade_pictures",
     "common",
+    "hollow",
     "instruction",
     "repository",
     "sana_encoders",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from simpletuner.config.options import Section, option
+from simpletuner.config.options import Section
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem, UserError
@@ -21,7 +21,9 @@ from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
+from simpletuner.families.cascade_options import StableCascadeOptions
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
+from simpletuner.families.hollow import hollow_or_whole
 from simpletuner.families.repository import Component, Repository, verify_file
 
 if TYPE_CHECKING:
@@ -41,52 +43,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 BLOCKS = ("channelwise.0", "channelwise.4")
 MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-class StableCascadeOptions(Section):
-    """Stable Cascade's own options."""
-
-    tokenizer_max_length: int = option(parts.PROMPT_TOKENS, ge=1)
-    """Tokens of a prompt, padded or cut to: always 77, for CLIP-G reads no others. Another number is told, not obeyed."""
-
-    stable_cascade_loss_weighting: Literal["p2", "adaptive", "none"] = option("p2")
-    """How noise levels are weighed: `p2` by 1 / (1 + SNR), as the authors' adapters; `adaptive` so that all levels come to
-    count alike, learned while training, as the authors' full fine-tunes; `none`."""
-
-    stable_cascade_schedule_shift: float = option(1.0, gt=0)
-    """Shift of the training noise schedule: above 1 noisier, for pictures larger than 1024 px; below 1 more detail."""
-
-    stable_cascade_effnet_encoder: str | None = option(None, path="input")
-    """The image encoder's weights, `effnet_encoder.safetensors`. Unset: looked for at the root of the decoder's repository,
-    then of the prior's."""
-
-    stable_cascade_use_decoder_for_validation: bool = option(True)
-    """Make the gallery's pictures with Stages B and A, in full size. false: small pictures by the Previewer network."""
-
-    stable_cascade_decoder_model_name_or_path: str = option("stabilityai/stable-cascade", path="repository")
-    """Hub repository or local folder of Stages B and A, of the image encoder and of the Previewer."""
-
-    stable_cascade_decoder_subfolder: str = option("decoder", when="stable_cascade_use_decoder_for_validation=true")
-    """Where Stage B lies in it: `decoder`, `decoder_lite`; or the path of a folder of your own that holds one."""
-
-    stable_cascade_decoder_variant: str | None = option(None, when="stable_cascade_use_decoder_for_validation=true")
-    """Weight-file variant of Stages B and A, e.g. `bf16` for `*.bf16.safetensors`."""
-
-    stable_cascade_decoder_dtype: Literal["bf16", "fp16", "fp32"] | None = option(
-        None, when="stable_cascade_use_decoder_for_validation=true"
-    )
-    """Format of Stage B's weights. Unset: bf16 where the hardware has it, else fp32."""
-
-    stable_cascade_validation_prior_num_inference_steps: int = option(20, ge=1)
-    """Denoising steps of Stage C. `validation_num_inference_steps` are Stage B's."""
-
-    stable_cascade_validation_prior_guidance_scale: float | None = option(None, ge=0)
-    """Guidance of Stage C; none at 1 and below. Unset: `validation_guidance`, else 4.0."""
-
-    stable_cascade_validation_decoder_guidance_scale: float = option(
-        0.0, ge=0, when="stable_cascade_use_decoder_for_validation=true"
-    )
-    """Guidance of Stage B. Up to 1 there is none: 0.0, 0.5 and 1.0 make the same picture."""
 
 
 class StableCascade(ModelFamily):
@@ -163,11 +119,26 @@ class StableCascade(ModelFamily):
 
         return CosineEpsilon(shift=self.options.stable_cascade_schedule_shift)
 
+    def needs(self) -> list[tuple[Repository, str]]:
+        named = [(self.repository, name) for name in ("text_encoder", "tokenizer", self.subfolder)]
+        if self.options.stable_cascade_effnet_encoder is None:
+            named.append((self.decoder_repository, parts.ENCODER_FILE))
+        if not self._has_gallery:
+            return named
+        if not self.options.stable_cascade_use_decoder_for_validation:
+            return [*named, (self.decoder_repository, parts.PREVIEWER_FILE)]
+        stages = (self.options.stable_cascade_decoder_subfolder, "vqgan")
+        return [*named, *((self.decoder_repository, name) for name in stages)]
+
+    @property
+    def _has_gallery(self) -> bool:
+        validation = self.run.validation
+        return validation.validation_prompt is not None or validation.validation_prompt_library is not None
+
     def verify(self) -> None:
         self.repository.verify("text_encoder", self.subfolder)
         verify_file(self.image_encoder().file)
-        validation = self.run.validation
-        if validation.validation_prompt is None and validation.validation_prompt_library is None:
+        if not self._has_gallery:
             return
         if not self.options.stable_cascade_use_decoder_for_validation:
             verify_file(self.loose_file(parts.PREVIEWER_FILE))
@@ -188,10 +159,13 @@ class StableCascade(ModelFamily):
         return (parts.ClipEncoder(self.repository, lending),)
 
     def image_encoder(self) -> parts.SemanticCompressor:
-        own = self.options.stable_cascade_effnet_encoder
-        file = Path(own) if own else self.loose_file(parts.ENCODER_FILE)
-        memory = self.run.memory
-        return parts.SemanticCompressor(file, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup)
+        memory, repositories = self.run.memory, (self.decoder_repository, self.repository)
+        return parts.SemanticCompressor(
+            self.options.stable_cascade_effnet_encoder,
+            repositories,
+            is_sliced=memory.vae_enable_slicing,
+            is_offloaded=memory.offload_during_startup,
+        )
 
     def loose_file(self, name: str) -> Path:
         """A network of the release that comes as one file."""
@@ -207,12 +181,13 @@ class StableCascade(ModelFamily):
         """Stage A. Raises UserError."""
         return pictures.stage_a(self.decoder_repository)
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, *, is_hollow: bool = False) -> nn.Module:
         from diffusers.models import StableCascadeUNet
 
         from simpletuner.networks.checkpointing import checkpoint_blocks
 
-        denoiser = common.load_whole(StableCascadeUNet, self.repository.weights(self.subfolder), self.run.dtypes.base)
+        dtype = self.run.dtypes.base
+        denoiser = hollow_or_whole(StableCascadeUNet, self.repository, self.subfolder, dtype, is_hollow=is_hollow)
         pictures.exact_time(denoiser)
         memory = self.run.memory
         if memory.gradient_checkpointing:
