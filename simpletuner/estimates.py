@@ -52,6 +52,12 @@ class Stage:
     """The most that comes on top: activations, and in training gradients."""
     ram_bytes: int = 0
     """What lies in ordinary memory meanwhile."""
+    trained_bytes: int = 0
+    """Of the weights that training moves: a part of all, wherever it lies."""
+    state_bytes: int = 0
+    """Of the optimiser's state, likewise."""
+    average_bytes: int = 0
+    """Of the EMA, likewise."""
 
     @property
     def device_bytes(self) -> int:
@@ -170,7 +176,9 @@ def _placed(run: Run, family: ModelFamily, denoiser: nn.Module, *, frozen: int, 
         on_device["weights"] -= round(frozen * share)
         in_ram += round(frozen * share)
     loading = 0 if run.hardware.device in ("cpu", "mps") else bytes_of(denoiser)  # it is read into ordinary memory first
-    return Stage("training", sum(on_device.values()), work, max(in_ram, loading))
+    is_checkpointed = run.memory.gradient_checkpointing
+    name = f"training {'with' if is_checkpointed else 'without'} gradient_checkpointing"
+    return Stage(name, sum(on_device.values()), work, max(in_ram, loading), trained, state, average)
 
 
 def _visiting(family: ModelFamily, denoiser: nn.Module, blocks_per_group: int) -> float:

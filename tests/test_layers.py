@@ -21,8 +21,9 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"preflight"},
-    {"estimates", "text_cache"},
+    {"disk", "estimates", "text_cache"},
     {"checkup", "cache_tools"},
+    {"checkup_text", "checkup_page"},
     {"app"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

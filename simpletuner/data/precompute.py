@@ -28,9 +28,9 @@ from simpletuner.errors import RunError
 from simpletuner.events import Notice, Progress, Tell
 
 if TYPE_CHECKING:
-    from simpletuner.data.index import ImageSet
+    from simpletuner.data.index import ImageSet, Remembered
 
-__all__ = ["LatentStore", "fill_latents"]
+__all__ = ["LatentStore", "fill_latents", "latent_key", "latent_recipe", "reason_of"]
 
 Encode = Callable[[Tensor, Sequence[str]], Tensor]
 Ids = NDArray[np.int64]
@@ -63,10 +63,14 @@ def fill_latents(
 
     Latents are stored as `dtype` ("float16", "float32"). Raises DataError for a set that has no readable picture.
     """
-    facts = {**encoder.recipe.facts, "pixels": RESIZE_RECIPE, "stored": dtype}
-    recipe = Recipe(encoder.recipe.name, facts)
+    recipe = latent_recipe(encoder.recipe, dtype)
     with encoder.lent(device) as encode:
         return [_Fill(images, recipe, encode, getattr(torch, dtype), ranks, tell).run() for images in sets]
+
+
+def latent_recipe(encoder: Recipe, dtype: str) -> Recipe:
+    """What alters all latents of a run: the encoder's own recipe, how pixels are made, and as what latents are stored."""
+    return Recipe(encoder.name, {**encoder.facts, "pixels": RESIZE_RECIPE, "stored": dtype})
 
 
 @dataclass(frozen=True)
@@ -135,14 +139,14 @@ class _Fill:
         for sample in alive.tolist():
             known = self.images.remembered(sample)
             if known is not None:
-                key = _latent_key(known.digest, self.images.place(sample))
+                key = latent_key(known.digest, self.images.place(sample))
                 self.keys[sample] = key.encode()
                 if (known.latent_key, known.recipe) != (key, self.recipe.digest):
                     outdated.append(sample)
         return outdated
 
     def _remember(self, sample: int, digest: bytes) -> None:
-        key = _latent_key(digest, self.images.place(sample))
+        key = latent_key(digest, self.images.place(sample))
         self.keys[sample] = key.encode()
         self.images.remember(sample, digest, key, self.recipe.digest)
 
@@ -171,7 +175,7 @@ class _Fill:
         try:
             raw = self.images.read(sample)
             digest = hashlib.blake2b(raw, digest_size=16).digest()
-            key = _latent_key(digest, place)
+            key = latent_key(digest, place)
             if self.cache.has(key):
                 return _Picture(sample, digest, key)
             return _Picture(sample, digest, key, self._reason(sample, digest, key), read_pixels(raw, place))
@@ -180,14 +184,7 @@ class _Fill:
 
     def _reason(self, sample: int, digest: bytes, key: str) -> str:
         """Why a picture is encoded."""
-        known = self.images.remembered(sample) or self.images.previous(sample)
-        if known is None:
-            return "new"
-        if known.digest != digest:
-            return "picture changed"
-        if known.recipe != self.recipe.digest:
-            return "encoder changed"
-        return "crop changed" if known.latent_key != key else "not in the cache"
+        return reason_of(self.images.remembered(sample) or self.images.previous(sample), digest, key, self.recipe)
 
     def _fresh(self, pictures: Sequence[_Picture]) -> list[_Picture]:
         """Note what was learned of a chunk; hand back what must be encoded: of identical pictures only the first."""
@@ -267,7 +264,19 @@ class _Spread:
         )
 
 
-def _latent_key(digest: bytes, place: Place) -> str:
+def reason_of(known: Remembered | None, digest: bytes, key: str, recipe: Recipe) -> str:
+    """Why a picture of these bytes has no latents under `key`, by what was learned when it was last encoded."""
+    if known is None:
+        return "new"
+    if known.digest != digest:
+        return "picture changed"
+    if known.recipe != recipe.digest:
+        return "encoder changed"
+    return "crop changed" if known.latent_key != key else "not in the cache"
+
+
+def latent_key(digest: bytes, place: Place) -> str:
+    """Under which a picture's latents are kept: by its bytes, and by how it becomes its bucket's size."""
     return item_key(digest.hex(), place.resized_WH, place.corner_XY, place.target_WH)
 
 

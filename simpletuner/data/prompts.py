@@ -20,7 +20,7 @@ from simpletuner.events import Notice, Progress, Tell
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["UNCOND", "PromptStore", "prompt_bytes", "training_prompts"]
+__all__ = ["UNCOND", "PromptStore", "prompt_bytes", "prompt_key", "training_prompts"]
 
 UNCOND = Prompt("", "uncond")
 """What stands for a dropped caption."""
@@ -53,14 +53,14 @@ class PromptStore:
     def missing(self, recipe: Recipe, prompts: Iterable[Prompt]) -> list[Prompt]:
         """The prompts that an encoder has still to encode, each once."""
         unique = list(dict.fromkeys(prompts))
-        held = self._caches[recipe.digest].held([_key(prompt) for prompt in unique])
+        held = self._caches[recipe.digest].held([prompt_key(prompt) for prompt in unique])
         return [unique[i] for i in np.flatnonzero(~held)]
 
     def get(self, prompt: Prompt) -> Embeds:
         """One prompt's embeds, those of all encoders together."""
         embeds: Embeds = {}
         for cache in self._caches.values():
-            part = cache.get(_key(prompt))
+            part = cache.get(prompt_key(prompt))
             assert not embeds.keys() & part.keys(), f"two encoders both give {sorted(embeds.keys() & part.keys())}"
             embeds.update(part)
         return embeds
@@ -82,7 +82,7 @@ class PromptStore:
                     tell(Progress(task, 0, total, "prompts"))
                     for chunk in todo:
                         embeds = encode(chunk)
-                        writer.add([(_key(prompt), part) for prompt, part in zip(chunk, embeds, strict=True)])
+                        writer.add([(prompt_key(prompt), part) for prompt, part in zip(chunk, embeds, strict=True)])
                         done += len(chunk)
                         tell(Progress(task, done, total, "prompts"))
             return total
@@ -93,5 +93,6 @@ class PromptStore:
         tell(Notice(f"{verdict}, {encoded:,} encoded" if encoded else verdict))
 
 
-def _key(prompt: Prompt) -> str:
+def prompt_key(prompt: Prompt) -> str:
+    """Under which a prompt's embeds are kept."""
     return item_key(prompt.text, prompt.role)

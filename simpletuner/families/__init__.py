@@ -18,6 +18,7 @@ NOT_FAMILIES = (
     "cascade_parts",
     "cascade_pictures",
     "common",
+    "downloads",
     "hollow",
     "instruction",
     "repository",

@@ -174,10 +174,9 @@ class StableDiffusion3(ModelFamily):
 
     def verify(self) -> None:
         common.verify_attention(self.run)
-        # What small files tell comes first: fetching the weights may take an hour.
-        config = self.denoiser_config
-        if self.single_file is not None:
-            verify_single_file(self.single_file, config, self.repository.name)
+        config, file = self.denoiser_config, self.single_file  # small files first: to fetch the weights may take an hour
+        if file is not None:
+            verify_single_file(file, config, self.repository.name)
         self.repository.verify(*(name for _, name in self.needs() if not name.startswith("tokenizer")))
 
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:
@@ -216,8 +215,7 @@ class StableDiffusion3(ModelFamily):
             denoiser = hollow_or_whole(SD3Transformer2DModel, self.repository, DENOISER, dtype, is_hollow=is_hollow)
         else:
             denoiser = load_single_file(self.single_file, self.repository.file(DENOISER_CONFIG), dtype)
-        memory = self.run.memory
-        if memory.gradient_checkpointing:
+        if (memory := self.run.memory).gradient_checkpointing:
             checkpoint_blocks(denoiser, self.blocks(denoiser), memory.gradient_checkpointing_interval)
         return denoiser
 
