@@ -60,6 +60,9 @@ TEXT_CACHE = """
 Without a flag every caption, the empty one and the gallery's prompts are encoded into the cache; what is there is skipped.
 --dry-run   count them and their disk space, and load nothing
 --verify    read them back; exit code 1 if one is missing or damaged"""
+CHECK = """
+--json prints the answer as JSON. --report FILE.html writes a page to look at: buckets, crops, captions, what is left out.
+Exit code 2 if the run would fail."""
 CACHE = """
 cache why TARGET   why a picture (its path, or its name in the set) or a prompt (its text) would be encoded, or that it is there
 cache verify       reads every shard; exit code 1 if one is damaged
@@ -141,7 +144,8 @@ def train(words: list[str]) -> int:
 def check(words: list[str]) -> int:
     """The whole pre-flight."""
     if _wants_help(words):
-        return _print_options_help("check", "\n--json prints the answer as JSON.")
+        return _print_options_help("check", CHECK)
+    words, page = _without_value(words, "--report")
     as_json = "--json" in words
     run = _load([word for word in words if word != "--json"])
     from simpletuner.checkup import inspect
@@ -154,7 +158,11 @@ def check(words: list[str]) -> int:
     with Console(run.reporting.log_level) as tell:
         for notice in run.notices:
             tell(Notice(notice))
-        report, _ = inspect(run, tell)
+        report, sets = inspect(run, tell)
+        if page is not None:
+            from simpletuner.checkup_page import write_page
+
+            write_page(report, sets, Path(page))
     print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else as_text(report))
     return report.exit_code
 
@@ -312,6 +320,18 @@ def _load(words: list[str]) -> Run:
     from simpletuner.training.engine import detect_hardware
 
     return build(parsed, detect_hardware())
+
+
+def _without_value(words: list[str], name: str) -> tuple[list[str], str | None]:
+    """The words without `--name VALUE` or `--name=VALUE`, and its value. Raises UserError if it has none."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return [*words[:place], *words[place + 1 :]], word.partition("=")[2]
+        if word == name:
+            if place + 1 == len(words) or words[place + 1].startswith("--"):
+                raise UserError(f"`{name}` needs a value.", mend=f"{name} FILE")
+            return [*words[:place], *words[place + 2 :]], words[place + 1]
+    return words, None
 
 
 def _with_example(words: list[str]) -> list[str]:
