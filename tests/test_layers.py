@@ -23,8 +23,7 @@ LAYERS = [
     {"preflight"},
     {"disk", "estimates", "text_cache"},
     {"checkup", "cache_tools"},
-    {"checkup_text", "checkup_page"},
-    {"app"},
+    {"app", "checkup_text", "checkup_page"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
