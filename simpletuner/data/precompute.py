@@ -32,9 +32,9 @@ from simpletuner.errors import RunError
 from simpletuner.events import Notice, Progress, Tell
 
 if TYPE_CHECKING:
-    from simpletuner.data.index import ImageSet
+    from simpletuner.data.index import ImageSet, Remembered
 
-__all__ = ["LatentStore", "fill_latents"]
+__all__ = ["LatentStore", "fill_latents", "reason_of"]
 
 Fetch = Callable[[], bytes]
 
@@ -199,16 +199,9 @@ class _Fill:
 
     def _reason(self, sample: int, digest: bytes, key: str) -> str:
         """Why a picture is encoded."""
-        known = self.images.remembered(sample) or self.images.previous(sample)
         if self.part:
             return "not in the cache"
-        if known is None:
-            return "new"
-        if known.digest != digest:
-            return "picture changed"
-        if known.recipe != self.recipe.digest:
-            return "encoder changed"
-        return "crop changed" if known.latent_key != key else "not in the cache"
+        return reason_of(self.images.remembered(sample) or self.images.previous(sample), digest, key, self.recipe)
 
     def _fresh(self, pictures: Sequence[_Picture]) -> list[_Picture]:
         """Note what was learned of a chunk; hand back what must be encoded: of identical pictures only the first."""
@@ -250,6 +243,17 @@ class _Fill:
     def _tell_verdict(self, shares: Sequence[dict[str, Any]]) -> None:
         reasons = sum((Counter(share["reasons"]) for share in shares), Counter[str]())
         self.tell(Notice(_verdict(self.id, len(self.images.alive()), reasons)))
+
+
+def reason_of(known: Remembered | None, digest: bytes, key: str, recipe: Recipe) -> str:
+    """Why a picture of these bytes has no latents under `key`, by what was learned when it was last encoded."""
+    if known is None:
+        return "new"
+    if known.digest != digest:
+        return "picture changed"
+    if known.recipe != recipe.digest:
+        return "encoder changed"
+    return "crop changed" if known.latent_key != key else "not in the cache"
 
 
 def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[Ids]:
