@@ -21,8 +21,10 @@ from simpletuner.data.masks import fill_masks
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.eval_loss import Judge
 from simpletuner.evaluation.gallery import Gallery, is_complete
+from simpletuner.evaluation.page import PAGE
 from simpletuner.events import Bus, Event, Notice, ResultReady, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
@@ -55,6 +57,7 @@ def train(run: Run) -> Path:
     early: list[Event] = []
     family = load_family(run)
     family.verify()
+    verify_judge(run)
     with (
         Engine(run) as engine,
         locked(folder, engine, early.append),
@@ -102,7 +105,8 @@ def train(run: Run) -> Path:
             per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
             judge = Judge(run, judged, latents[count:], prompts, steps_per_epoch=per_epoch)
             # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-            jobs: list[Job] = [Checkpoints(run, config), FaultReport(run, sets, latents), judge, Gallery(run, shots, prompts)]
+            gallery = Gallery(run, shots, prompts, steps_per_epoch=per_epoch)
+            jobs: list[Job] = [Checkpoints(run, config), FaultReport(run, sets, latents), judge, gallery]
             trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=length.steps)
             if checkpoint is not None:
                 restore(checkpoint, trainer, config)
@@ -126,7 +130,7 @@ def closing_words(
     if run.ema.use_ema:
         lines.append(f"Their average (EMA): {folder / EMA / result.name}")
     if shots:
-        lines.append(f"Gallery: {folder / 'validation'}")
+        lines.append(f"Gallery: {folder / PAGE}")
     return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, some_prompt(sets, shots)), ""])
 
 

@@ -21,6 +21,7 @@ from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
 from simpletuner.data.walk import walk
 from simpletuner.errors import DataError, UserError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
@@ -109,6 +110,7 @@ class Report:
 def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
+    verify_judge(run, may_fetch=False)
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)

@@ -72,6 +72,16 @@ def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return repository
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CLIP of random weights. Only to be read."""
+    from tests.tiny_clip import build_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    build_clip(folder)
+    return folder
+
+
 @pytest.fixture
 def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
     """A run on a family's tiny repository, without datasets: options by name, and `dtypes` if not all float32."""

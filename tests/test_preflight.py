@@ -17,7 +17,8 @@ from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import DataError, UserError
-from simpletuner.evaluation.gallery import facts, is_painted, write_png
+from simpletuner.evaluation.files import png_of
+from simpletuner.evaluation.names import facts, is_painted
 from simpletuner.events import Event, Notice
 from simpletuner.families import load as load_family
 from simpletuner.preflight import inspect, length_of, open_sets, plan_of, shots_of
@@ -196,5 +197,5 @@ def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(
     }  # fmt: skip
     assert (said[1]["skip_guidance_layers"], said[1]["flow_shift"]) == ("[1, 2]", "2.5")
     for made_with in said:
-        write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", made_with)
+        (tmp_path / "a.png").write_bytes(png_of(Image.new("RGB", (8, 8)), made_with))
         assert [is_painted(tmp_path / "a.png", shot, 0, "base") for shot in shots] == [made_with is each for each in said]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simpletuner.config.options import members
 from simpletuner.config.secrets import masked_address
 from simpletuner.config.sources import Written
 from simpletuner.config.spelling import FALSE, TRUE, canonical_key, nearest
@@ -82,7 +83,8 @@ def _following(word: str, words: list[str], vocabulary: Vocabulary) -> str | Non
     option = vocabulary.anywhere(canonical_key(word))
     has_next = bool(words) and not words[0].startswith("--")
     if option is not None and option.is_switch:
-        return words.pop(0) if has_next and words[0].strip().lower() in (*TRUE, *FALSE) else "true"
+        is_value = has_next and (str in members(option.info.annotation) or words[0].strip().lower() in (*TRUE, *FALSE))
+        return words.pop(0) if is_value else "true"
     if has_next:
         return words.pop(0)
     return "true" if option is None and canonical_key(word) not in LAUNCH else None  # unknown: told as such later, once

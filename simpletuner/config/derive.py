@@ -74,7 +74,7 @@ def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str,
     if not values["num_train_epochs"]:
         yield "max_train_steps", DEFAULT_STEPS
     yield "validation_seed", values["seed"]
-    yield "validation_step_interval", values["checkpoint_step_interval"]
+    yield "validation_step_interval", 0 if values["validation_epoch_interval"] else values["checkpoint_step_interval"]
     yield "eval_steps_interval", 0 if values["eval_epoch_interval"] else values["checkpoint_step_interval"]
     folder = PurePath(values["output_dir"]).name or "simpletuner"
     if "wandb" in values["report_to"]:

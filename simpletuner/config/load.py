@@ -17,6 +17,7 @@ from simpletuner.config.entries import Entries, Entry, read_entries
 from simpletuner.config.layers import Given, Merged, Typed, Where, merge, show, typed
 from simpletuner.config.options import Option
 from simpletuner.config.resolved import resolved
+from simpletuner.config.rules_previews import preview_notices
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.sections import Reporting
 from simpletuner.config.sources import (
@@ -91,7 +92,8 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    notices = (*rules_memory.notices(run), *rules_eval_loss.notices(run), *rules_publishing.notices(run))
+    notices = [*rules_memory.notices(run), *rules_eval_loss.notices(run), *rules_publishing.notices(run)]
+    notices += preview_notices(run, has_webhook=run.reporting.webhook_config is not None)
     return replace(run, notices=(*run.notices, *notices, *parsed.family.notices(run), *warnings))
 
 

@@ -23,7 +23,9 @@ from simpletuner.config.sections import (
     Objective,
     Optimizer,
     Precision,
+    Previews,
     Reporting,
+    Scores,
     Trackers,
     Training,
     Validation,
@@ -84,6 +86,8 @@ class Run:
     checkpointing: Checkpointing
     validation: Validation
     eval_loss: EvalLoss
+    previews: Previews
+    scores: Scores
     reporting: Reporting
     trackers: Trackers
     hub: Hub

@@ -130,6 +130,8 @@ def read_value(option: Option, value: Any) -> Any:
     if value.strip().lower() in option.choices:
         return value.strip().lower()
     if str in types:
+        if bool in types and (word := _boolean(value, bool)) is not None:
+            return word
         for opening, kind in (("[", list), ("{", dict)):
             accepted = any((get_origin(member) or member) is (tuple if kind is list else dict) for member in types)
             if accepted and value.lstrip().startswith(opening) and (read := _json(value, kind)) is not None:

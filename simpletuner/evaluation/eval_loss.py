@@ -27,7 +27,8 @@ from simpletuner.data.whole import write_whole
 from simpletuner.diffusion.density import Density
 from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
-from simpletuner.evaluation.gallery import Weights, standing
+from simpletuner.evaluation.gallery import standing
+from simpletuner.evaluation.names import Weights
 from simpletuner.events import Measured, Notice, Progress
 from simpletuner.training.jobs import Due, interval_steps
 

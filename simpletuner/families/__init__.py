@@ -18,11 +18,14 @@ NOT_FAMILIES = (
     "cascade_options",
     "cascade_parts",
     "cascade_pictures",
+    "cascade_rules",
     "common",
     "instruction",
     "repository",
     "sana_encoders",
     "sd3_encoders",
+    "sd3_previews",
+    "sd3_rules",
     "sd3_transformer",
 )
 

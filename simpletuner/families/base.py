@@ -59,6 +59,8 @@ class Shot:
     seed: int
     guidance: float
     steps: int
+    adapter_strength: float = 1.0
+    """How much the trained adapter counts: 1 as it is trained, 0 not at all."""
     settings: tuple[tuple[str, str], ...] = ()
     """What else it is made with that another gallery may be made without, for its metadata."""
 
@@ -160,6 +162,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds, Embeds], Image]]:
         """Latents (1, C, H, W), as trained on, the prompt's embeds and the negative prompt's -> a picture."""
+
+    @abstractmethod
+    def preview_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor], Image]]:
+        """Latents in the making (1, C, H, W) -> a picture, quickly and roughly. Lent beside the denoiser."""
+
+    def sampler_steps(self, shot: Shot) -> int:
+        """How many denoising steps `sampler` takes for this picture, so many times it calls `on_step`."""
+        return shot.steps
 
     @abstractmethod
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:

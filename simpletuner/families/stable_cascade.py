@@ -18,7 +18,7 @@ from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem, UserError
 from simpletuner.families import cascade_parts as parts
 from simpletuner.families import cascade_pictures as pictures
-from simpletuner.families import common
+from simpletuner.families import cascade_rules, common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.cascade_images import ClipImageEncoder
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
@@ -126,10 +126,12 @@ class StableCascade(ModelFamily):
             self.repository.verify("image_encoder")
             self.repository.component("feature_extractor")
         validation = self.run.validation
-        if validation.validation_prompt is None and validation.validation_prompt_library is None:
+        if validation.validation_prompt is None and not validation.validation_prompt_library:
             return
-        if not self.options.stable_cascade_use_decoder_for_validation:
+        uses_decoder = self.options.stable_cascade_use_decoder_for_validation
+        if self.run.previews.validation_preview or not uses_decoder:
             verify_file(self.loose_file(parts.PREVIEWER_FILE))
+        if not uses_decoder:
             return
         try:
             for component in (self.decoder, self.vqgan):
@@ -263,12 +265,20 @@ class StableCascade(ModelFamily):
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
         if not self.options.stable_cascade_use_decoder_for_validation:
-            with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
-                yield lambda x_1CHW, _cond, _uncond: pictures.preview(previewer(), x_1CHW, parts.size_of(x_1CHW))
+            with self.preview_decoder(device) as preview:
+                yield lambda latents_1CHW, _cond, _uncond: preview(latents_1CHW)
             return
         load = partial(pictures.load_decoder, self.decoder, self.vqgan, self._decoder_dtype)
         with common.on_loan(load, device) as decoder:
             yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
+
+    @contextmanager
+    def preview_decoder(self, device: str) -> Iterator[Callable[[Tensor], Image]]:
+        with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
+            yield lambda latents_1CHW: pictures.preview(previewer(), latents_1CHW, parts.size_of(latents_1CHW))
+
+    def sampler_steps(self, shot: Shot) -> int:
+        return self.options.stable_cascade_validation_prior_num_inference_steps
 
     @property
     def _decoder_dtype(self) -> str:
@@ -332,33 +342,9 @@ class StableCascade(ModelFamily):
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
-        if run.precision.mixed_precision != "no":
-            yield Problem(
-                "mixed_precision",
-                f'Stable Cascade Stage C requires --mixed_precision=no, but it is "{run.precision.mixed_precision}".',
-                why="weights loaded in bf16 barely learn, and fp16 overflows in its response norms.",
-                mend='set "mixed_precision" to "no", or add "i_know_what_i_am_doing": true to go on at your own risk, with '
-                "float32 weights under autocast.",
-                overridable=True,
-            )
-        elif run.dtypes.base == "float16":
-            what = '`base_model_default_dtype` is "fp16", in which Stable Cascade\'s response norms overflow.'
-            yield Problem("base_model_default_dtype", what, mend='leave it at "fp32".', overridable=True)
-        flow = (*type(run.flow).model_fields, "validation_flow_shift")
-        for name in (each for each in flow if run.sources.get(each, "core") not in ("core", "family", "derived")):
-            yield Problem(
-                name,
-                f"`{name}` has no effect on Stable Cascade, which is no flow-matching model.",
-                mend="remove it; `stable_cascade_schedule_shift` shifts this model's schedule.",
-            )
+        return cascade_rules.problems(run)
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
         assert isinstance(run.family, StableCascadeOptions)
-        if (tokens := run.family.tokenizer_max_length) != parts.PROMPT_TOKENS:
-            yield f"`tokenizer_max_length` {tokens} is overridden: CLIP-G reads {parts.PROMPT_TOKENS} tokens, always."
-        if run.memory.vae_enable_tiling:
-            yield (
-                "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
-                "whole picture, which tiles would change, and its pictures have no decoder in tiles."
-            )
+        return cascade_rules.notices(run, run.family)

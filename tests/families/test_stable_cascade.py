@@ -21,7 +21,8 @@ from simpletuner.config.run import Dtypes
 from simpletuner.data.geometry import fit
 from simpletuner.data.samples import Place, Prompt
 from simpletuner.errors import UserError
-from simpletuner.evaluation.gallery import facts, is_painted, write_png
+from simpletuner.evaluation.files import png_of
+from simpletuner.evaluation.names import facts, is_painted
 from simpletuner.events import Notice
 from simpletuner.families.base import Shot
 from simpletuner.families.stable_cascade import StableCascade
@@ -498,7 +499,8 @@ def test_a_picture_made_otherwise_is_not_taken_for_the_galleries_own(make_run, t
     families = [StableCascade(make_run("stable_cascade", **plain, **each)) for each in ({}, option)]
     shots = [shot for family in families for shot in shots_of(family.run, family, lambda _: None)]
     for number, shot in enumerate(shots):
-        write_png(Image.new("RGB", (8, 8)), tmp_path / f"{number}.png", facts(shot, step=0, weights="base"))
+        png = png_of(Image.new("RGB", (8, 8)), facts(shot, step=0, weights="base"))
+        (tmp_path / f"{number}.png").write_bytes(png)
     found = [[is_painted(tmp_path / f"{number}.png", shot, 0, "base") for shot in shots] for number in range(2)]
     assert found == [[True, False], [False, True]]
 

@@ -16,7 +16,9 @@ from simpletuner.config.sections.model import Model
 from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
+from simpletuner.config.sections.previews import Previews
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.scores import Scores
 from simpletuner.config.sections.trackers import Trackers
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
@@ -36,7 +38,9 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Precision",
+    "Previews",
     "Reporting",
+    "Scores",
     "Trackers",
     "Training",
     "Validation",
@@ -57,6 +61,8 @@ SECTIONS: dict[str, type[Section]] = {
     "checkpointing": Checkpointing,
     "validation": Validation,
     "eval_loss": EvalLoss,
+    "previews": Previews,
+    "scores": Scores,
     "reporting": Reporting,
     "trackers": Trackers,
     "hub": Hub,
