@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simpletuner.data.geometry import WH
+from simpletuner.data.jpeg import HEADER_BYTES, upright_size
 from simpletuner.data.samples import Place
 
 __all__ = ["LARGEST_PX", "RESIZE_RECIPE", "Unreadable", "measure", "read_mask", "read_pixels"]
@@ -71,6 +72,12 @@ def measure(source: str | os.PathLike[str] | IO[bytes]) -> WH:
     Raises Unreadable, or the OSError of a file that cannot be opened.
     """
     if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb", buffering=0) as file:
+            head = file.read(HEADER_BYTES)
+            if (size_WH := upright_size(head)) is not None and size_WH[0] * size_WH[1] <= LARGEST_PX:
+                return size_WH
+            if len(head) < HEADER_BYTES:
+                return measure(io.BytesIO(head))
         with open(source, "rb") as file:
             return measure(file)
     with _damage_told():
