@@ -124,7 +124,12 @@ def test_all_unusable_datasets_are_told_at_once(make_run: Callable[..., Run], tm
 
 
 def test_sets_to_judge_by_are_in_the_report_as_such_and_lengthen_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = with_sets(make_run("sana", max_train_steps=4, validation_seed=1), tmp_path, cats={}, dogs={"dataset_type": "eval"})
+    run = with_sets(
+        make_run("sana", max_train_steps=4, validation_seed=1, optimizer="torch-adamw", learning_rate=1e-4),
+        tmp_path,
+        cats={},
+        dogs={"dataset_type": "eval"},
+    )
     text = run.text_embeds.model_copy(update={"cache_dir": str(tmp_path / "text")})
     run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:], text_embeds=text)
     for name, count in (("cats", 3), ("dogs", 2)):
