@@ -72,6 +72,10 @@ def _aws(dataset: ImageDataset, name: str) -> Iterator[Problem]:
     if len(unset) == 1:
         mend = f"Add `{unset[0]}`, or remove the other: credentials are then found as every AWS tool finds them."
         yield Problem(f"{dataset.id}.{unset[0]}", f"{name}: `{unset[0]}` is missing.", "the two go together.", mend)
+    endpoint = dataset.aws_endpoint_url
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        what = f"{name}: `aws_endpoint_url` is {endpoint}."
+        yield Problem(f"{dataset.id}.aws_endpoint_url", what, "an address begins with http:// or https://.", "Write it whole.")
     for key, value in pair.items():
         if value == MASK:
             what = f'{name}: `{key}` is "{MASK}".'

@@ -56,15 +56,15 @@ class Bucket:
     def listing(self, tell: Tell) -> Listing:
         """All pictures and caption files there, hidden ones left out, page by page. An ETag stands for the time."""
         found = Files()
-        page: dict[str, Any] = {"IsTruncated": True, "NextContinuationToken": None}
+        page: dict[str, Any] = {"IsTruncated": True}
         total = 0
         try:
-            while page["IsTruncated"]:
-                token = page["NextContinuationToken"]
+            while page.get("IsTruncated"):
+                token = page.get("NextContinuationToken")
                 more = {"ContinuationToken": token} if token else {}
                 with self._failures_told():
                     page = self._s3().call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, **more)
-                total += page["KeyCount"]
+                total += len(page.get("Contents", ()))  # not every service tells a KeyCount
                 for one in page.get("Contents", ()):
                     file = one["Key"][len(self._prefix) :]
                     if not any(part.startswith(".") for part in file.split("/")):
@@ -123,10 +123,11 @@ class Bucket:
 
         try:
             yield
-        except (OSError, BotoCoreError) as error:
+        except (OSError, BotoCoreError, ValueError) as error:  # a ValueError: an endpoint that is no address
             words = str(error.strerror or error) if isinstance(error, OSError) else str(error)
             for secret in self._secrets:
                 words = words.replace(secret, "***")
+            words = words.rstrip(".")
             raise OSError(error.errno if isinstance(error, OSError) and error.errno else errno.EIO, words) from None
 
 

@@ -70,7 +70,10 @@ class Downloader:
 
     def fetch(self, url: str) -> bytes:
         """The bytes of the picture there. Raises Dead."""
-        host = urlsplit(url).netloc
+        try:
+            host = urlsplit(url).netloc
+        except ValueError as error:
+            raise Dead(f"it is no URL: {error}") from error
         for tried in range(1, TRIES + 1):
             if self._failures[host] >= DEAD_HOST:
                 raise Dead(f"{host} could not be reached {DEAD_HOST} times in a row")

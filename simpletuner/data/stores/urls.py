@@ -85,6 +85,9 @@ class Urls:
         try:
             with self._table.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
+                if len(rows.fieldnames or ()) == 1 and (mark := next((one for one in ";\t|" if one in rows.fieldnames[0]), "")):
+                    why = f"its first line is {rows.fieldnames[0]!r}: its columns stand apart by {mark!r}."
+                    raise DataError(f"{label} has one column.", why, "save it with commas between the columns.")
                 check_columns(rows.fieldnames or (), columns, label)
                 for row in rows:
                     if url := (row[self._column] or "").strip():
@@ -100,14 +103,18 @@ class Urls:
     def _there(self) -> dict[str, Stamp]:
         """What has been downloaded, by its name in the folder."""
         there = {}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for part in self._folder.iterdir():
-            if part.is_dir():
-                remove_leftovers(part)
-                with os.scandir(part) as entries:
-                    for entry in entries:
-                        facts = entry.stat()
-                        there[f"{part.name}/{entry.name}"] = Stamp(facts.st_size, facts.st_mtime_ns)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for part in self._folder.iterdir():
+                if part.is_dir():
+                    remove_leftovers(part)
+                    with os.scandir(part) as entries:
+                        for entry in entries:
+                            facts = entry.stat()
+                            there[f"{part.name}/{entry.name}"] = Stamp(facts.st_size, facts.st_mtime_ns)
+        except OSError as error:
+            what = f"Dataset `{self._dataset}`: {self._folder} cannot be used: {error.strerror or error}."
+            raise DataError(what, "pictures are downloaded into it.", "set csv_cache_dir to another folder.") from error
         return there
 
     def _loaded(self, url: str) -> Stamp | Dead:

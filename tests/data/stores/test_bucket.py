@@ -160,7 +160,7 @@ def test_a_file_that_vanished_is_told(service, tmp_path):
     service.client.delete_object(Bucket="pictures", Key="a.jpg")
     with pytest.raises(Unreadable) as caught:
         images.read(0)
-    assert (caught.value.reason, caught.value.detail) == (CANNOT_OPEN, "The specified key does not exist.")
+    assert (caught.value.reason, caught.value.detail) == (CANNOT_OPEN, "The specified key does not exist")
 
 
 def test_a_bucket_that_is_not_there_and_an_empty_one_are_errors(service, tmp_path):
@@ -169,6 +169,14 @@ def test_a_bucket_that_is_not_there_and_an_empty_one_are_errors(service, tmp_pat
     with pytest.raises(DataError, match="no images detected in dataset cats: s3://pictures/none/") as caught:
         opened(service, tmp_path, aws_data_prefix="none")
     assert caught.value.problem.mend == "put pictures into it, or correct aws_data_prefix."
+
+
+def test_an_address_that_answers_with_no_list_or_is_none_is_an_error(service, tmp_path, monkeypatch):
+    bucket = Bucket(entry(service))
+    monkeypatch.setattr(bucket._s3(), "call_s3", lambda name, **keys: {})  # what botocore makes of a web page
+    assert not bucket.listing(lambda event: None).files
+    with pytest.raises(DataError, match="cannot be listed: Invalid endpoint: localhost:9000"):
+        opened(service, tmp_path, aws_endpoint_url="localhost:9000")
 
 
 def test_without_keys_the_machines_own_credentials_are_used(service, monkeypatch):
