@@ -148,7 +148,8 @@ def _folders(run: Run) -> Iterator[Problem]:
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     for key in ("cache_dir_vae", "csv_cache_dir"):
         written.update({f"{dataset.id}.{key}": dict(dataset)[key] for dataset in run.picture_sets})
-    theirs = [(each.id, each.instance_data_dir) for each in (*run.datasets, *run.eval_datasets, *run.conditioning)]
+    theirs = [(each.id, each.instance_data_dir) for each in (*run.datasets, *run.eval_datasets)]
+    theirs += [(each.id, each.instance_data_dir) for each in run.conditioning]
     theirs += [
         (each.id, each.dataset_name) for each in run.picture_sets if each.dataset_name and Path(each.dataset_name).is_dir()
     ]

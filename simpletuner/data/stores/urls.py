@@ -85,10 +85,11 @@ class Urls:
         try:
             with self._table.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
-                if len(rows.fieldnames or ()) == 1 and (mark := next((one for one in ";\t|" if one in rows.fieldnames[0]), "")):
-                    why = f"its first line is {rows.fieldnames[0]!r}: its columns stand apart by {mark!r}."
+                names = list(rows.fieldnames or ())
+                if len(names) == 1 and (marks := set(names[0]) & set(";\t|")):
+                    why = f"its first line is {names[0]!r}: columns that stand apart by {marks.pop()!r}."
                     raise DataError(f"{label} has one column.", why, "save it with commas between the columns.")
-                check_columns(rows.fieldnames or (), columns, label)
+                check_columns(names, columns, label)
                 for row in rows:
                     if url := (row[self._column] or "").strip():
                         counts[url] += 1

@@ -254,7 +254,7 @@ def test_a_list_that_is_no_use_is_one_clear_error(urls):
     assert "has no column `url` (csv_url_column) and `caption` (csv_caption_column)" in error
     assert "its columns: link, captions." in error
     urls.write("good.png;x", head="url;caption")
-    assert "its columns stand apart by ';'" in urls.refused()
+    assert "columns that stand apart by ';'" in urls.refused()
     (urls.path / "list.csv").write_bytes(b"url\n\xff\xfe\n")
     assert "cannot be read" in urls.refused(caption_strategy="filename")
     urls.write("gone.png,x")
