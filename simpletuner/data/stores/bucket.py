@@ -26,7 +26,10 @@ IN_FLIGHT = 32
 """At 50 ms a read, 640 pictures a second."""
 HEADER_BYTES = 2**16
 """Read at once of a picture to be measured: EXIF data, thumbnail included, are at most this."""
-TRIES = 5
+TRIES = 3
+"""By botocore, which waits longer and longer, and as often by s3fs, which also tries again an answer that breaks off."""
+TIMEOUT_S = 15
+"""Of each wait for the service: one that is silent is given up after TRIES x TRIES of them, two to three minutes."""
 
 
 class Bucket:
@@ -109,11 +112,13 @@ class Bucket:
                     **self._settings,
                     config_kwargs={
                         "max_pool_connections": self.in_flight,
-                        "retries": {"mode": "standard", "max_attempts": TRIES},
+                        "read_timeout": TIMEOUT_S,
+                        "retries": {"mode": "standard", "total_max_attempts": TRIES},
                     },
                     skip_instance_cache=True,
                     use_listings_cache=False,
                 )
+                self._opened.retries = TRIES
             return self._opened
 
     @contextmanager
