@@ -45,6 +45,9 @@ def check(dataset: ImageDataset) -> Iterator[Problem]:
         yield from _aws(dataset, name)
     if dataset.type == "huggingface" and (problem := missing("datasets", option="type=huggingface", extra="huggingface")):
         yield problem
+    if dataset.revision is not None and dataset.dataset_name is not None and Path(dataset.dataset_name).expanduser().is_dir():
+        what = f"{name}: `revision` is {dataset.revision}, but `dataset_name` is a folder."
+        yield Problem(f"{dataset.id}.revision", what, "only the hub has revisions.", "Remove `revision`, or name the hub's.")
     if dataset.metadata_backend == "parquet":
         if problem := missing("pyarrow", option="metadata_backend=parquet", extra="parquet"):
             yield problem

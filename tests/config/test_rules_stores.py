@@ -55,6 +55,7 @@ def test_a_table_that_is_not_asked_for_is_told(project):
 
 
 CSV = {"instance_data_dir": None, "type": "csv", "csv_file": "list.csv"}
+ROWS = {"instance_data_dir": None, "type": "huggingface"}
 AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
 
 
@@ -73,7 +74,8 @@ AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
         ({**CSV, "caption_strategy": "textfile"}, ["no text files beside", 'Set it to "csv"']),
         ({**CSV, "metadata_backend": "parquet", "parquet": PARQUET}, ["`metadata_backend` is set", '"local, or aws"']),
         ({"caption_strategy": "csv"}, ['`type` is "local"', 'Set "type" to "csv"']),
-        ({"instance_data_dir": None, "type": "huggingface"}, ["`dataset_name` is missing"]),
+        (ROWS, ["`dataset_name` is missing"]),
+        ({**ROWS, "dataset_name": "datasets", "revision": "main"}, ["`revision` is main", "is a folder"]),
         ({**CSV, "split": "validation"}, ["`split` is set", 'Set "type" to "huggingface"']),
     ],
 )

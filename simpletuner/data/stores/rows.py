@@ -26,6 +26,7 @@ SAVED = ("dataset_info.json", "dataset_dict.json")
 """What a folder that `save_to_disk` made holds."""
 TROUBLE = (OSError, ValueError, TypeError, LookupError, RuntimeError)
 """What Arrow raises, and `datasets` beside its own errors, where a dataset is damaged, empty or of another make."""
+UNSET_SPLIT = ImageDataset.model_fields["split"].default
 AT_ONCE = 1000
 """Rows whose names are looked at together."""
 
@@ -108,6 +109,9 @@ class Rows:
             mend = "correct `dataset_name`, `split` or `revision`; a gated dataset needs `huggingface-cli login`."
             raise DataError(f"{label} cannot be opened: {error}", mend=mend) from error
         if not isinstance(saved, datasets.DatasetDict):
+            if self._split not in (UNSET_SPLIT, str(saved.split)):
+                why = "it was saved as a dataset, not as a dictionary of splits."
+                raise DataError(f"{label} has no split `{self._split}`.", why, "remove `split`.")
             return saved
         if self._split not in saved:
             raise DataError(f"{label} has no split `{self._split}`.", f"its splits: {', '.join(saved)}.", "correct `split`.")

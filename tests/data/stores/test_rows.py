@@ -108,6 +108,8 @@ def test_a_dataset_that_is_no_use_is_one_clear_error(tmp_path):
     assert 'perhaps "image_column": "image"' in refused(tmp_path, image_column="imag")
     assert "its splits: train." in refused(tmp_path, split="test")
     assert "cannot be opened" in refused(tmp_path, dataset_name="nobody/nothing")
+    built().save_to_disk(tmp_path / "one")
+    assert "has no split `test`" in refused(tmp_path, dataset_name=str(tmp_path / "one"), split="test")
 
 
 @pytest.mark.parametrize(
