@@ -57,12 +57,16 @@ class Urls:
         fresh = [row for row, stamp in enumerate(stamps) if stamp is NO_FILE]
         faults: dict[int, tuple[str, str]] = {}
         loaded = in_order(self._loaded, (urls[row] for row in fresh), IN_FLIGHT)
-        for done, (row, result) in enumerate(zip(fresh, loaded, strict=True), 1):
-            if isinstance(result, Dead):
-                faults[row] = (DEAD, str(result))
-            else:
-                stamps[row] = result
-            tell(Progress(f"{self._dataset}: downloading", done, len(fresh), "pictures"))
+        try:
+            for done, (row, result) in enumerate(zip(fresh, loaded, strict=True), 1):
+                if isinstance(result, Dead):
+                    faults[row] = (DEAD, str(result))
+                else:
+                    stamps[row] = result
+                tell(Progress(f"{self._dataset}: downloading", done, len(fresh), "pictures"))
+        except BaseException:
+            self._downloader.give_up()
+            raise
         stamps_N2 = np.array(stamps, np.int64).reshape(-1, 2)
         notes = {url: f"stands {count} times in {self._table.name}, and counts once" for url, count in twice.items()}
         texts = Texts.of(captions) if self._caption else None

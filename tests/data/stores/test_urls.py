@@ -176,6 +176,14 @@ def test_a_failure_that_passes_is_waited_for(web, downloader):
     assert web.asked["/flaky.png"] == 3
 
 
+def test_an_interrupted_run_does_not_wait_for_what_would_be_tried_again(web):
+    patient = Downloader(allow_private=True, back_off_s=60)
+    threading.Timer(0.2, patient.give_up).start()
+    with pytest.raises(Dead, match="the server answers 503"):
+        patient.fetch(f"{web.url}/flaky.png")
+    assert web.asked["/flaky.png"] == 1
+
+
 def test_a_host_that_is_down_is_given_up(web, downloader):
     for number in range(download.DEAD_HOST // download.TRIES):
         with pytest.raises(Dead, match=r"cannot be reached: .*refused"):
