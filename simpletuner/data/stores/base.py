@@ -102,11 +102,11 @@ class Files:
         self._texts: dict[str, Stamp] = {}
         self.closed: dict[str, str] = {}
 
-    def add(self, file: str, stamp: Stamp) -> None:
-        """Note a picture or a caption file; anything else is passed over."""
-        if kind_of(file) == ".txt":
+    def add(self, file: str, kind: str, stamp: Stamp) -> None:
+        """Note a file of this kind, as `kind_of` calls it: a picture or a caption file; anything else is passed over."""
+        if kind == ".txt":
             self._texts[file] = stamp
-        elif kind_of(file):
+        elif kind:
             self._pictures.append(file)
             self._stamps += stamp
 

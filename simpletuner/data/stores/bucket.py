@@ -16,7 +16,7 @@ from typing import Any
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.geometry import WH
 from simpletuner.data.pixels import measure
-from simpletuner.data.stores.base import Files, Listing, Stamp
+from simpletuner.data.stores.base import Files, Listing, Stamp, kind_of
 from simpletuner.errors import DataError
 from simpletuner.events import Progress, Tell
 
@@ -68,7 +68,7 @@ class Bucket:
                 for one in page.get("Contents", ()):
                     file = one["Key"][len(self._prefix) :]
                     if not any(part.startswith(".") for part in file.split("/")):
-                        found.add(file, Stamp(one["Size"], _number(one["ETag"])))
+                        found.add(file, kind_of(file), Stamp(one["Size"], _number(one["ETag"])))
                 tell(Progress(f"{self._dataset}: listing {self.root}", total, total, "files"))
         except OSError as error:
             raise DataError(
