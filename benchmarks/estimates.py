@@ -97,8 +97,8 @@ COUNTED = {
     "SD3.5-medium": (7.06, 0.66), "SD3.5-large": (13.4, 1.12), "Sana 0.6B": (2.40, 0.15), "Sana 1.6B": (3.33, 0.26),
     "Sana 4.8B": (12.5, 0.47), "Stage C lite": (1.17, 0.19), "Stage C": (3.15, 0.47),
 }  # fmt: skip
-"""GiB of saved activations for a sample without and with recomputation, counted apart from this code by saved-tensor hooks,
-which see no gradients and nothing that is freed at once."""
+"""GiB of saved activations for a sample without and with recomputation, counted apart from this code by saved-tensor
+hooks, which see no gradients and nothing that is freed at once."""
 
 
 def written(folder: Path, family: str, denoiser: dict[str, Any]) -> Path:
