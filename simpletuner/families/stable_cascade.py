@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
-from simpletuner.errors import Problem, UserError
+from simpletuner.errors import Problem
 from simpletuner.families import cascade_parts as parts
 from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
-from simpletuner.families.repository import Component, Repository, verify_file
+from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,8 +57,8 @@ class StableCascadeOptions(Section):
     """Shift of the training noise schedule: above 1 noisier, for pictures larger than 1024 px; below 1 more detail."""
 
     stable_cascade_effnet_encoder: str | None = option(None, path="input")
-    """The image encoder's weights, `effnet_encoder.safetensors`. Unset: looked for at the root of the decoder's repository,
-    then of the prior's."""
+    """The image encoder's weights, `effnet_encoder.safetensors`, or the folder that holds them. Unset: looked for at the root
+    of the decoder's repository, then of the prior's."""
 
     stable_cascade_use_decoder_for_validation: bool = option(True)
     """Make the gallery's pictures with Stages B and A, in full size. false: small pictures by the Previewer network."""
@@ -165,23 +165,15 @@ class StableCascade(ModelFamily):
 
     def verify(self) -> None:
         self.repository.verify("text_encoder", self.subfolder)
-        verify_file(self.image_encoder().file)
+        self.image_encoder().verify()
         validation = self.run.validation
         if validation.validation_prompt is None and validation.validation_prompt_library is None:
             return
-        if not self.options.stable_cascade_use_decoder_for_validation:
-            verify_file(self.loose_file(parts.PREVIEWER_FILE))
-            return
-        try:
-            for component in (self.decoder, self.vqgan):
-                component.verify()
-        except UserError as error:
-            raise UserError(
-                f"The gallery's decoder is not here: {error.problem.what}",
-                why=f"Stage C alone makes no pictures; Stages B and A do. {error.problem.why}".rstrip(),
-                mend="fetch it, name another with `stable_cascade_decoder_model_name_or_path` and `_subfolder`, or set "
-                '"stable_cascade_use_decoder_for_validation" to false for small pictures by the Previewer network.',
-            ) from error
+        self.repository.scheduler_config()
+        if self.options.stable_cascade_use_decoder_for_validation:
+            pictures.verify_decoder(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
+        else:
+            parts.verify_previewer(self.loose_file(parts.PREVIEWER_FILE))
 
     def text_encoders(self) -> tuple[parts.ClipEncoder]:
         lending = common.Lending.of_text(self.run, self.run.precision.text_encoder_1_precision)
@@ -189,7 +181,7 @@ class StableCascade(ModelFamily):
 
     def image_encoder(self) -> parts.SemanticCompressor:
         own = self.options.stable_cascade_effnet_encoder
-        file = Path(own) if own else self.loose_file(parts.ENCODER_FILE)
+        file = parts.own_encoder(Path(own)) if own else self.loose_file(parts.ENCODER_FILE)
         memory = self.run.memory
         return parts.SemanticCompressor(file, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup)
 

@@ -186,8 +186,28 @@ def test_an_encoder_that_is_not_whole_is_refused(make_run, folder, tmp_path, spo
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("backbone.4.1.")}
     save_file(weights, tmp_path / "effnet.safetensors")
     family = StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(tmp_path / "effnet.safetensors")))
-    with pytest.raises(UserError, match="is not whole"):
-        family.image_encoder().load()
+    for step in (family.verify, family.image_encoder().load):  # hours of prompts may lie between the two
+        with pytest.raises(UserError, match=r"is not whole[\s\S]*stable-cascade effnet_encoder\.safetensors"):
+            step()
+
+
+def test_a_previewer_of_another_layout_is_told_at_start(make_run, folder, tmp_path):
+    repository = shutil.copytree(folder / "stable-cascade", tmp_path / "decoder")
+    weights = load_file(repository / "previewer.safetensors")
+    weights["blocks.25.weight"] = weights.pop("blocks.24.weight")
+    save_file(weights, repository / "previewer.safetensors")
+    options = {"stable_cascade_use_decoder_for_validation": False, "validation_prompt": "a cat"}
+    options["stable_cascade_decoder_model_name_or_path"] = str(repository)
+    with pytest.raises(UserError, match=r"1 missing \(blocks\.24\.weight\); 1 unknown \(blocks\.25\.weight\)"):
+        StableCascade(make_run("stable_cascade", **options)).verify()
+
+
+def test_the_encoder_is_named_by_its_file_or_its_folder(make_run, folder, tmp_path):
+    for path in (folder / "stable-cascade", folder / "stable-cascade" / "effnet_encoder.safetensors"):
+        family = StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(path)))
+        assert family.image_encoder().file == folder / "stable-cascade" / "effnet_encoder.safetensors"
+    with pytest.raises(UserError, match=r"holds no `effnet_encoder\.safetensors`"):
+        StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(tmp_path))).verify()
 
 
 def test_a_missing_encoder_is_told_with_where_to_get_it(make_run, folder, tmp_path):
@@ -399,10 +419,11 @@ def test_without_the_decoder_the_previewer_paints_at_the_pictures_size(make_run,
     assert difference(picture, Image.fromarray(pixels).resize((384, 256), Image.Resampling.BICUBIC)) <= 1
 
 
-@pytest.mark.parametrize("part", ["decoder", "vqgan"])
-def test_missing_decoder_weights_are_told_at_start(make_run, folder, tmp_path, part):
+@pytest.mark.parametrize("part", ["decoder", "vqgan", "scheduler", "decoder/config.json", "vqgan/config.json"])
+def test_a_decoder_that_lacks_a_part_is_told_at_start(make_run, folder, tmp_path, part):
     shutil.copytree(folder / "stable-cascade", tmp_path / "decoder")
-    shutil.rmtree(tmp_path / "decoder" / part)
+    lost = tmp_path / "decoder" / part
+    lost.unlink() if lost.is_file() else shutil.rmtree(lost)
     options = {"stable_cascade_decoder_model_name_or_path": str(tmp_path / "decoder")}
     StableCascade(make_run("stable_cascade", **options)).verify()  # no gallery, no need
     with pytest.raises(UserError, match="The gallery's decoder is not here") as told:
@@ -412,6 +433,15 @@ def test_missing_decoder_weights_are_told_at_start(make_run, folder, tmp_path, p
     StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
     (tmp_path / "decoder" / "previewer.safetensors").unlink()
     with pytest.raises(UserError, match=r"previewer\.safetensors"):
+        StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
+
+
+def test_a_missing_scheduler_of_the_prior_is_told_at_start_where_there_is_a_gallery(make_run, folder, tmp_path):
+    prior = shutil.copytree(folder / "stable-cascade-prior", tmp_path / "prior")
+    shutil.rmtree(prior / "scheduler")
+    options = {"pretrained_model_name_or_path": str(prior)}
+    StableCascade(make_run("stable_cascade", **options)).verify()
+    with pytest.raises(UserError, match="scheduler_config"):
         StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
 
 
