@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, UserError
 from simpletuner.families import cascade_parts as parts
 from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import common
@@ -164,6 +164,12 @@ class StableCascade(ModelFamily):
         return CosineEpsilon(shift=self.options.stable_cascade_schedule_shift)
 
     def verify(self) -> None:
+        if self.subfolder != PREFIX and self.repository.find(f"{self.subfolder}/config.json") is None:
+            raise UserError(
+                f"`{self.repository.name}` has no `{self.subfolder}`, which `model_flavour` {self.run.model.model_flavour} names.",
+                why=f"a pipeline of your own, such as a full fine-tune, keeps its one prior in `{PREFIX}`, of either flavour.",
+                mend='leave "model_flavour" out to train that one.',
+            )
         self.repository.verify("text_encoder", self.subfolder)
         self.image_encoder().verify()
         validation = self.run.validation

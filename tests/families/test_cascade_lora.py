@@ -201,6 +201,9 @@ def test_a_full_tuning_is_a_pipeline_that_loads_and_trains_on(make_run, tmp_path
     pipeline = StableCascadePriorPipeline.from_pretrained(result)
     again = StableCascade(make_run("stable_cascade", pretrained_model_name_or_path=str(result)))
     again.verify()
+    same = make_run("stable_cascade", model_flavour="stage-c-lite", pretrained_model_name_or_path=str(result))
+    with pytest.raises(UserError, match=r"has no `prior_lite`[\s\S]*leave \"model_flavour\" out"):
+        StableCascade(same).verify()
     with torch.no_grad():
         assert torch.equal(family.predict(pipeline.prior, x, t, cond), answer)
         assert torch.equal(again.predict(again.load_denoiser(), x, t, cond), answer)
