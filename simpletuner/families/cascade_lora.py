@@ -12,7 +12,21 @@ from simpletuner.families.base import StateDict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["PREFIX", "PREFIXES", "export_comfyui", "load_stage_c_lora", "to_comfyui"]
+__all__ = ["PREFIX", "PREFIXES", "PRESETS", "export_comfyui", "load_stage_c_lora", "to_comfyui"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+BLOCKS = ("channelwise.0", "channelwise.4")
+MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
+ENDS = ("clip_txt_mapper", "clip_txt_pooled_mapper", "clip_img_mapper", "embedding.1", "clf.1")
+BETWEEN = ("down_downscalers.1.1.blocks.0", "up_upscalers.0.1.blocks.1")
+"""1x1 convolutions where one level hands over to the other, of the same size."""
+PRESETS = {
+    "attention": ATTENTION,
+    "blocks": BLOCKS,
+    "mapper": MAPPERS,
+    "full": (*ATTENTION, *BLOCKS, *MAPPERS, *ENDS, *BETWEEN),
+}
+"""`lora_target_preset` -> the ends of layers' names."""
 
 PREFIX = "prior"
 PREFIXES = (PREFIX, "unet")

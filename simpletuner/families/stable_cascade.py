@@ -20,7 +20,7 @@ from simpletuner.families import cascade_parts as parts
 from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
-from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
+from simpletuner.families.cascade_lora import PREFIX, PREFIXES, PRESETS, load_stage_c_lora
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
 from simpletuner.families.repository import Component, Repository
 
@@ -37,9 +37,6 @@ __all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "lo
 REPOSITORY = "stabilityai/stable-cascade-prior"
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-BLOCKS = ("channelwise.0", "channelwise.4")
-MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -95,12 +92,7 @@ class StableCascade(ModelFamily):
     title: ClassVar[str] = "Stable Cascade"
     default_flavour: ClassVar[str] = "stage-c"
     flavours: ClassVar[Mapping[str, Flavour]] = {name: Flavour(REPOSITORY, 1024) for name in SUBFOLDERS}
-    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "attention": ATTENTION,
-        "blocks": BLOCKS,
-        "mapper": MAPPERS,
-        "full": (*ATTENTION, *BLOCKS, *MAPPERS, "clip_txt_mapper", "clip_txt_pooled_mapper", "embedding.1", "clf.1"),
-    }
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = PRESETS
     lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn-only": ("Attention",),
         "attn-mlp": ("Attention", "Sequential"),
@@ -166,7 +158,7 @@ class StableCascade(ModelFamily):
     def verify(self) -> None:
         if self.subfolder != PREFIX and self.repository.find(f"{self.subfolder}/config.json") is None:
             raise UserError(
-                f"`{self.repository.name}` has no `{self.subfolder}`, which `model_flavour` {self.run.model.model_flavour} names.",
+                f"`{self.repository.name}` has no `{self.subfolder}`, where {self.run.model.model_flavour} would lie.",
                 why=f"a pipeline of your own, such as a full fine-tune, keeps its one prior in `{PREFIX}`, of either flavour.",
                 mend='leave "model_flavour" out to train that one.',
             )

@@ -317,6 +317,16 @@ def test_checkpointing_follows_the_options_over_blocks_in_running_order(make_run
     assert len(order) == 18 + recomputed
 
 
+@pytest.mark.parametrize("flavour", ["stage-c", "stage-c-lite"])
+def test_the_full_preset_is_every_linear_layer_and_1x1_convolution(make_run, flavour):
+    family = StableCascade(make_run("stable_cascade", model_flavour=flavour))
+    full, layers = family.adapter_presets["full"], family.load_denoiser().named_modules()
+    for name, layer in layers:
+        is_flat = isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1)
+        if name and (isinstance(layer, torch.nn.Linear) or is_flat):
+            assert any(name == end or name.endswith(f".{end}") for end in full), name
+
+
 def test_the_networks_own_dropout_acts_in_full_tuning_only(make_run):
     from simpletuner.training.tuning import build_tuning
 
