@@ -387,3 +387,9 @@ class StableCascade(ModelFamily):
                 "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
                 "whole picture, which tiles would change, and its pictures have no decoder in tiles."
             )
+        yield from pictures.idle_settings(
+            run.validation,
+            prior_guidance=run.family.stable_cascade_validation_prior_guidance_scale,
+            decoder_guidance=run.family.stable_cascade_validation_decoder_guidance_scale,
+            has_decoder=run.family.stable_cascade_use_decoder_for_validation,
+        )

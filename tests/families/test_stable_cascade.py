@@ -548,6 +548,26 @@ def test_prompts_have_77_tokens_whatever_is_asked_for_and_that_is_told(make_run)
     assert encoded(StableCascade(run), ["a cat"])[0]["text_LD"].shape[0] == 77
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"validation_guidance": 4.0, "stable_cascade_validation_prior_guidance_scale": 3.5}, "`validation_guidance` 4 is not"),
+        ({"stable_cascade_validation_decoder_guidance_scale": 0.5}, "0.5 makes the same pictures as 0"),
+        (
+            {"validation_num_inference_steps": 30, "stable_cascade_use_decoder_for_validation": False},
+            "`validation_num_inference_steps` is Stage B's",
+        ),
+    ],
+)
+def test_what_alters_no_picture_is_said_to(make_run, options, told):
+    [notice] = StableCascade.notices(make_run("stable_cascade", validation_prompt="a cat", **options))
+    assert told in notice
+    assert not list(StableCascade.notices(make_run("stable_cascade", **options))), "without a gallery there is nothing to say"
+    obeyed = {"validation_guidance": 4.0, "validation_num_inference_steps": 30}
+    obeyed["stable_cascade_validation_decoder_guidance_scale"] = 1.1
+    assert not list(StableCascade.notices(make_run("stable_cascade", validation_prompt="a cat", **obeyed)))
+
+
 def test_tiles_are_said_to_have_no_effect(make_run):
     assert not list(StableCascade.notices(make_run("stable_cascade", vae_enable_slicing=True)))
     [notice] = StableCascade.notices(make_run("stable_cascade", vae_enable_tiling=True))
