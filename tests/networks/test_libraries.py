@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import simpletuner
 
 
+@pytest.mark.slow
 def test_a_tiny_model_is_built_without_advice_to_install_what_is_not_needed(tmp_path: Path) -> None:
     """In a Python of its own: here everything is imported already."""
     command = [sys.executable, "-m", "simpletuner", "examples", "build-model", "stable_cascade", str(tmp_path / "model")]
