@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +25,7 @@ from simpletuner.data.discovery import discover, search
 from simpletuner.data.index import open_dataset
 from simpletuner.data.manifest import Manifest, Texts, save_manifest
 from simpletuner.data.plan import PlanSet, Stream
-from simpletuner.data.samples import LatentSpec, Recipe
+from simpletuner.data.samples import Cursor, LatentSpec, Recipe
 
 LATENT = LatentSpec(32, 32, 64, 1024)
 ORIENTATION = 0x0112
@@ -108,14 +109,18 @@ def plans(folder: Path, count: int, rounds: int) -> list[Figure]:
     whole = PlanSet(ids, bucket_ids, buckets, 4)
     tenth = PlanSet(ids[: count // 10], bucket_ids[: count // 10], buckets, 4)
 
-    def plan(plan_set: PlanSet) -> None:
-        Stream([plan_set], 0).epoch(0)
+    late = replace(tenth, probability=0.5, first_step=1_000)
 
-    seconds = least_cpu_s({"whole": partial(plan, whole), "tenth": partial(plan, tenth)}, rounds)
+    def plan(*sets: PlanSet) -> None:
+        next(Stream(sets, 0).groups(Cursor(), rank=0, ranks=1, accumulation=8))
+
+    works = {"whole": partial(plan, whole), "tenth": partial(plan, tenth), "two": partial(plan, whole, late)}
+    seconds = least_cpu_s(works, rounds)
     return [
         Figure(f"opening {count:,} samples from their manifest", opened_s, "CPU s"),
         Figure("index in memory, growth of the process", growth / count, "bytes/sample", most=400),
         Figure(f"plan of an epoch of {count:,}", seconds["whole"], "CPU s", most=2),
+        Figure("the same beside a tenth of other probability that starts late", seconds["two"], "CPU s", most=2),
         Figure("plan: ten times the samples take", seconds["whole"] / seconds["tenth"], "times", most=13),
     ]
 

@@ -5,30 +5,40 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from simpletuner.config.resolved import resolved
 from simpletuner.config.run import Run
+from simpletuner.config.webhooks import secrets_of
 from simpletuner.data.batches import Batches
 from simpletuner.data.index import ImageSet
 from simpletuner.data.ledger import write_ledger
-from simpletuner.data.precompute import fill_latents
+from simpletuner.data.masks import fill_masks
 from simpletuner.data.ranks import together
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import RunError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.eval_loss import Judge
 from simpletuner.evaluation.gallery import Gallery, is_complete
-from simpletuner.events import Bus, Event, Notice, Tell
+from simpletuner.evaluation.page import PAGE
+from simpletuner.events import Bus, Event, Notice, ResultReady, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
+from simpletuner.lending import FaultReport, lent_image_prompts, lent_latents, lent_prompts
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
+from simpletuner.preflight import Length, by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
+from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kind_of, local_paths, result_files, told_settings
 from simpletuner.reporting.console import Console, duration
+from simpletuner.reporting.failure import telling_failures
+from simpletuner.reporting.hub import HubUploads
 from simpletuner.reporting.metrics import MetricsFile
-from simpletuner.text_cache import fill_prompts, open_store, wanted_prompts
+from simpletuner.reporting.model_card import CARD, ModelFacts, card, newest_pictures
+from simpletuner.reporting.trackers import open_trackers
+from simpletuner.reporting.webhooks import webhooks
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Job
@@ -47,7 +57,13 @@ def train(run: Run) -> Path:
     early: list[Event] = []
     family = load_family(run)
     family.verify()
-    with Engine(run) as engine, locked(folder, engine, early.append), reporting(run, engine) as tell:
+    verify_judge(run)
+    with (
+        Engine(run) as engine,
+        locked(folder, engine, early.append),
+        signed_in(run, engine) as uploads,
+        reporting(run, engine, config, uploads) as tell,
+    ):
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
         shots = shots_of(run, family, tell)
@@ -57,38 +73,49 @@ def train(run: Run) -> Path:
         trained, judged = by_use(sets)
         length = length_of(run, plan_of(run, trained), ranks=engine.ranks)
         tell(Notice(f"{length.summary}."))
+        for warning in length.warnings:
+            tell(Notice(warning, "warning"))
         checkpoint = find_checkpoint(run, tell)
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
+            tell(ResultReady(files_for_others(run, checkpoint.step)))  # an upload that failed is tried again
             return folder
 
+        masks = [fill_masks(images, family.latent, ranks=engine, tell=tell) for images in sets]
         import_model_libraries()
         gc.freeze()  # what was imported stays: else the collection after each encoder searches it all, a third of a second
-        prompts = open_store(run, family)
-        fill_prompts(prompts, family, wanted_prompts(sets, shots), device=engine.device, ranks=engine, tell=tell)
-        latents = fill_latents(
-            sets, family.image_encoder(), dtype=run.dtypes.latents, device=engine.device, ranks=engine, tell=tell
-        )
-        stream = plan_of(run, trained, tell)  # pictures that proved unreadable are out of it now
-        steps = length_of(run, stream, ranks=engine.ranks).steps
-        together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
+        with (
+            lent_prompts(run, family, sets, shots, engine, tell) as prompts,
+            lent_latents(sets, family.image_encoder(), engine, tell, dtype=run.dtypes.latents) as latents,
+            lent_image_prompts(family, trained, engine, tell) as image_prompts,
+        ):
+            stream = plan_of(run, trained, tell)  # pictures that proved unreadable are out of it now
+            length = length_of(run, stream, ranks=engine.ranks)
+            together(engine, lambda: record(run, folder, sets, config) if engine.rank == 0 else None)
 
-        denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
-        batches = Batches(
-            stream, trained, latents[: len(trained)], prompts, family.collate,
-            seed=run.training.seed, dropout=run.training.caption_dropout_probability,
-            ranks=engine, accumulation=run.training.gradient_accumulation_steps,
-        )  # fmt: skip
-        per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
-        judge = Judge(run, judged, latents[len(trained) :], prompts, steps_per_epoch=per_epoch)
-        # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
-        jobs: list[Job] = [Checkpoints(run, config), judge, Gallery(run, shots, prompts)]
-        trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=steps)
-        if checkpoint is not None:
-            restore(checkpoint, trainer, config)
-        trainer.fit()
-        tell(Notice(closing_words(run, family, trained, shots, steps=trainer.state.step, seconds=time.monotonic() - began_s)))
+            denoiser, tuning = load_tuned(family, run, device=engine.device, tell=tell)
+            count = len(trained)
+            batches = Batches(
+                stream, trained, latents[:count], prompts, family.collate,
+                image_prompts=image_prompts, masks=masks[:count], masked=run.objective.masked_loss_probability,
+                seed=run.training.seed, dropout=run.training.caption_dropout_probability,
+                ranks=engine, accumulation=run.training.gradient_accumulation_steps,
+            )  # fmt: skip
+            per_epoch = steps_per_epoch(run, stream, ranks=engine.ranks)
+            judge = Judge(run, judged, latents[count:], prompts, steps_per_epoch=per_epoch)
+            # Saved before it is painted: a gallery that fails must not cost the steps before it, again and again.
+            gallery = Gallery(run, shots, prompts, steps_per_epoch=per_epoch)
+            jobs: list[Job] = [Checkpoints(run, config), FaultReport(run, sets, latents), judge, gallery]
+            trainer = Trainer(run, engine, family, denoiser, tuning, batches, jobs, tell, steps=length.steps)
+            if checkpoint is not None:
+                restore(checkpoint, trainer, config)
+            trainer.fit()
+        seconds = time.monotonic() - began_s
+        tell(Notice(closing_words(run, family, trained, shots, steps=trainer.state.step, seconds=seconds)))
+        if engine.rank == 0:
+            write_model_card(run, family, trained, shots, config, length, uploads)
+        tell(ResultReady(files_for_others(run, length.steps)))
     return folder
 
 
@@ -99,24 +126,97 @@ def closing_words(
     folder = Path(run.checkpointing.output_dir)
     pictures = sum(images.ledger.used for images in sets)
     result = folder / RESULTS[run.model.model_type]
-    prompt = shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
     lines = [f"Done: {pictures:,} pictures, {steps:,} steps, {duration(seconds)}. Weights: {result}"]
     if run.ema.use_ema:
         lines.append(f"Their average (EMA): {folder / EMA / result.name}")
     if shots:
-        lines.append(f"Gallery: {folder / 'validation'}")
-    return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, prompt), ""])
+        lines.append(f"Gallery: {folder / PAGE}")
+    return "\n".join([*lines, "Use it anywhere:", "", family.usage(result, some_prompt(sets, shots)), ""])
 
 
 @contextmanager
-def reporting(run: Run, engine: Engine) -> Iterator[Tell]:
+def reporting(run: Run, engine: Engine, config: Mapping[str, Any], uploads: HubUploads | None) -> Iterator[Tell]:
     """The watchers of rank 0; the other ranks tell nobody."""
     if engine.rank != 0:
         yield _nobody
         return
     metrics = MetricsFile(Path(run.checkpointing.output_dir) / "metrics.jsonl")
-    with closing(metrics), Console(run.reporting.log_level) as console:
-        yield Bus([console, metrics])
+    with (
+        closing(metrics),
+        Console(run.reporting.log_level) as console,
+        open_trackers(run, config, console) as trackers,
+        uploads.telling(console) if uploads else nullcontext() as hub,
+        webhooks(run) as hooks,
+        telling_failures(Bus([console, metrics, *trackers, *([hub] if hub else []), *hooks]), secrets_of(run)) as tell,
+    ):
+        yield tell
+
+
+@contextmanager
+def signed_in(run: Run, engine: Engine) -> Iterator[HubUploads | None]:
+    """The uploads of rank 0, if there are to be any. Raises UserError where the hub refuses them."""
+    uploads = HubUploads(run.hub) if run.hub.push_to_hub and engine.rank == 0 else None
+    together(engine, lambda: uploads.sign_in() if uploads else None)
+    yield uploads
+
+
+def write_model_card(
+    run: Run,
+    family: ModelFamily,
+    sets: Sequence[ImageSet],
+    shots: Sequence[Shot],
+    config: Mapping[str, Any],
+    length: Length,
+    uploads: HubUploads | None,
+) -> None:
+    """`README.md` beside the result. Raises RunError."""
+    folder, result = Path(run.checkpointing.output_dir), RESULTS[run.model.model_type]
+    repository = uploads.repository if uploads and "/" in uploads.repository else ""
+    # The hub's copy lies in a folder of the repository's name, a whole pipeline at its top.
+    place = Path(repository.rpartition("/")[2]) if repository else Path()
+    place = place if repository and run.model.model_type == "full" else place / result
+    base = run.model.pretrained_model_name_or_path or family.flavours[str(run.model.model_flavour)].repository
+    facts = ModelFacts(
+        name=repository.rpartition("/")[2] or folder.absolute().name,
+        family=run.model.model_family,
+        title=family.title,
+        kind=kind_of(run),
+        base="" if Path(base).expanduser().exists() else base,
+        repository=repository,
+        step=length.steps,
+        length=length.summary,
+        usage=family.usage(place, some_prompt(sets, shots)),
+        settings=told_settings(run, config),
+        datasets=dataset_facts(config, {images.entry.id: used_sizes(images) for images in sets}),
+        pictures=newest_pictures(folder, length.steps),
+        instance_prompt=instance_prompt(config),
+        note=run.hub.model_card_note or "",
+        is_safe_for_work=run.hub.model_card_safe_for_work,
+        has_average=run.ema.use_ema,
+        paths=local_paths(run),
+    )
+    try:
+        write_whole(folder / CARD, card(facts).encode())
+    except OSError as error:
+        mend = "the weights are saved; make room there, and start the same command again for the card."
+        raise RunError(f"The model card {folder / CARD} could not be written: {error}.", mend=mend) from error
+
+
+def files_for_others(run: Run, step: int) -> dict[str, Path]:
+    """What is uploaded of a run that ended at `step`, by its place in a repository."""
+    folder = Path(run.checkpointing.output_dir)
+    return result_files(folder, RESULTS[run.model.model_type], newest_pictures(folder, step))
+
+
+def some_prompt(sets: Sequence[ImageSet], shots: Sequence[Shot]) -> str:
+    """One to try the result with: the gallery's first, else a caption."""
+    return shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
+
+
+def used_sizes(images: ImageSet) -> dict[str, int]:
+    """Bucket -> pictures of it that are used: "1024x768" -> 12."""
+    counts = Counter(images.bucket_ids[images.alive()].tolist())
+    return {"x".join(map(str, images.buckets[bucket])): count for bucket, count in sorted(counts.items())}
 
 
 def record(run: Run, folder: Path, sets: Sequence[ImageSet], config: Mapping[str, Any]) -> None:

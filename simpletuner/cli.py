@@ -269,8 +269,10 @@ def _load(words: list[str]) -> Run:
     """The run that the words, the environment and the config file ask for. Raises ConfigError before torch is imported."""
     from simpletuner import families
     from simpletuner.config.load import build, parse
+    from simpletuner.reporting.logs import follow_log_level
 
     parsed = parse(_with_example(words), families=families.find(), environ=os.environ, cwd=Path.cwd())
+    follow_log_level(parsed.log_level, os.environ)
     from simpletuner.training.engine import detect_hardware
 
     return build(parsed, detect_hardware())

@@ -19,6 +19,8 @@ __all__ = [
     "Painted",
     "Previewed",
     "Progress",
+    "ResultReady",
+    "RunFailed",
     "RunFinished",
     "RunStarted",
     "Saved",
@@ -74,6 +76,10 @@ class Stepped(Event):
     samples_per_s: float
     time: str
     extra: dict[str, float] = field(default_factory=dict)
+    upcoming: dict[str, int] = field(default_factory=dict)
+    """Steps until the next checkpoint, gallery and the like."""
+    steps_per_s: float = 0.0
+    """Optimiser steps; 0 if unknown."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,27 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class ResultReady(Event):
+    """All that a finished run leaves for others to use lies on disk: `files` by their place in a repository of it."""
+
+    files: dict[str, Path]
+
+
+@dataclass(frozen=True)
 class RunFinished(Event):
     """Training ended at `step`."""
 
     step: int
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The run ended before its time: by a failure or, if `is_stopped`, as the user wished. Words for users, without secrets."""
+
+    what: str
+    why: str = ""
+    mend: str = ""
+    is_stopped: bool = False
 
 
 Tell = Callable[[Event], None]

@@ -15,10 +15,13 @@ import numpy as np
 
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
+from simpletuner.data.masks import Masks, find_masks
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone, Ranks, together
 from simpletuner.data.samples import LatentSpec
+from simpletuner.data.walk import walk
 from simpletuner.errors import DataError, UserError
+from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
 from simpletuner.families import load as load_family
@@ -57,7 +60,10 @@ class Length:
 
     steps: int
     steps_per_epoch: float
+    """On an average, where sets start or end on the way."""
     epochs: float
+    warnings: tuple[str, ...] = ()
+    """Sets that are not drawn from, and an earlier end than was asked for."""
 
     @property
     def summary(self) -> str:
@@ -96,6 +102,7 @@ class Report:
                 for row in self.buckets[dataset]
             ]
         lines.append(f"length: {self.length.summary}")
+        lines += [f"  {warning}" for warning in self.length.warnings]
         lines.append(f"gallery: {', '.join(self.pictures) or 'none'}")
         return "\n".join(lines)
 
@@ -103,6 +110,7 @@ class Report:
 def inspect(run: Run, tell: Tell) -> Report:
     """Look at everything that needs no weights. Raises what training would raise before any work."""
     family = load_family(run)
+    verify_judge(run, may_fetch=False)
     latent = family.latent
     shots = shots_of(run, family, tell)
     sets = open_sets(run, latent, Alone(), tell)
@@ -152,7 +160,10 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         sets, failures = [], []
         for entry in run.picture_sets:
             try:
-                sets.append(open_dataset(entry, latent, tell=tell))
+                images = open_dataset(entry, latent, tell=tell)
+                if entry.conditioning_data is not None:
+                    images.pair(masks_of(run, entry.conditioning_data))
+                sets.append(images)
             except DataError as error:
                 failures.append(error)
         if len(failures) == 1:
@@ -182,6 +193,11 @@ def by_use(sets: Sequence[ImageSet]) -> tuple[list[ImageSet], list[ImageSet]]:
     """The sets to train on, and those to judge by."""
     trained = [images for images in sets if images.entry.dataset_type == "image"]
     return trained, [images for images in sets if images.entry.dataset_type == "eval"]
+
+
+def masks_of(run: Run, name: str) -> Masks:
+    """The masks of the conditioning entry of this id. Raises DataError."""
+    return find_masks(next(entry for entry in run.conditioning if entry.id == name))
 
 
 def _used(images: ImageSet) -> list[tuple[int, int]]:
@@ -220,29 +236,43 @@ def plan_of(run: Run, sets: Sequence[ImageSet], tell: Tell | None = None) -> Str
         alive = images.alive()
         entry = images.entry
         plans.append(
-            PlanSet(alive, images.bucket_ids[alive], images.buckets, run.training.train_batch_size, repeats=entry.repeats)
-        )
+            PlanSet(
+                alive, images.bucket_ids[alive], images.buckets,
+                batch_size=entry.train_batch_size or run.training.train_batch_size,
+                name=entry.id, repeats=entry.repeats, probability=entry.probability,
+                first_epoch=max(entry.start_epoch - 1, 0), end_epoch=entry.end_epoch or math.inf,
+                first_step=max(entry.start_step - 1, 0), end_step=entry.end_step or math.inf,
+            )
+        )  # fmt: skip
         top_ups = plans[-1].top_ups()
         if tell is not None and top_ups:
             which = ", ".join(f"{width}x{height} by {count}" for (width, height), count in top_ups.items())
             tell(Notice(f"{entry.id}: buckets topped up from themselves in each epoch, to whole batches: {which}."))
-    return Stream(plans, run.training.seed)
+    return Stream(plans, run.training.seed, is_uniform=run.data.data_backend_sampling == "uniform")
 
 
 def length_of(run: Run, stream: Stream, *, ranks: int) -> Length:
-    """How many optimiser steps the run takes: what the user asked for in steps or epochs, whichever ends earlier."""
+    """How many optimiser steps the run takes: what the user asked for in steps or epochs, whichever ends earlier.
+
+    Raises DataError where datasets wait for an epoch or a step that cannot come.
+    """
     training = run.training
+    # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
+    epochs = Fraction(repr(training.num_train_epochs)) if training.num_train_epochs else None
     step_batches = ranks * training.gradient_accumulation_steps
-    per_epoch = stream.epoch_length / step_batches
-    limits = []
-    if training.max_train_steps:
-        limits.append(training.max_train_steps)
-    if training.num_train_epochs:
-        # In exact decimals, as written: floating point makes 12 steps of 10 epochs of 1.1 steps.
-        limits.append(math.ceil(Fraction(repr(training.num_train_epochs)) * stream.epoch_length / step_batches))
-    assert limits, "config/derive.py sets a length where the user set none"
-    steps = min(limits)
-    return Length(steps, per_epoch, steps / per_epoch)
+    way = walk(stream, step_batches, steps=training.max_train_steps or None, epochs=epochs)
+    waiting = [stream.sets[place].name for place in way.unvisited]
+    names = ", ".join(waiting)
+    warnings = [f"{names}: never drawn from, for its start lies beyond the end of the run."] if waiting else []
+    if way.is_cut_short and (waiting or not way.steps):
+        raise DataError(
+            f"After step {way.steps} of the run no dataset is drawn from{f', and {names} waits' if waiting else ''}.",
+            "the others have ended by then (end_epoch, end_step), or too little of them is left for a whole step.",
+            "let `start_epoch` and `start_step` of one dataset meet the end of another.",
+        )
+    if way.is_cut_short:
+        warnings.append(f"Training ends after step {way.steps}: all datasets have ended (end_epoch, end_step).")
+    return Length(way.steps, way.steps / way.epochs, way.epochs, tuple(warnings))
 
 
 def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:

@@ -14,7 +14,7 @@ from simpletuner.data.index import ImageSet
 from simpletuner.data.prompts import PromptStore, training_prompts
 from simpletuner.data.ranks import Alone, Ranks
 from simpletuner.data.samples import Prompt
-from simpletuner.errors import RunError
+from simpletuner.errors import RunError, UserError
 from simpletuner.evaluation.prompts import prompts_of
 from simpletuner.events import Tell
 from simpletuner.families import load as load_family
@@ -101,6 +101,9 @@ def verify(run: Run, tell: Tell) -> list[Stock]:
 
 
 def _prompts(run: Run, family: ModelFamily, ranks: Ranks, tell: Tell) -> list[Prompt]:
+    if run.text_embeds.text_cache_disable:
+        what = "There is no cache of prompts to look after: `text_cache_disable` is set."
+        raise UserError(what, "captions are encoded while training, and none is written.", "Set it to false.")
     shots = shots_of(run, family, tell)
     return wanted_prompts(open_sets(run, family.latent, ranks, tell), shots)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 # Two cores that spin for each other make a tiny step fifteen times slower; set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_as_before() -> Iterator[None]:
+    """A command that is run in this process hands its `log_level` on to it."""
+    log = logging.getLogger("simpletuner")
+    level, environ = log.level, dict(os.environ)
+    yield
+    log.setLevel(level)
+    for name in set(os.environ) - set(environ):
+        if name.endswith("_VERBOSITY") or name == "HF_HUB_DISABLE_PROGRESS_BARS":
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,6 +72,16 @@ def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return repository
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CLIP of random weights. Only to be read."""
+    from tests.tiny_clip import build_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    build_clip(folder)
+    return folder
+
+
 @pytest.fixture
 def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
     """A run on a family's tiny repository, without datasets: options by name, and `dtypes` if not all float32."""
@@ -68,12 +92,10 @@ def make_run(tiny_repo: Callable[[str], Path]) -> Callable[..., Run]:
         family_class = find()[family]
         values = {"model_family": family, "mixed_precision": "no", **model_options(family, tiny_repo(family))}
         values |= {"lora_alpha": options.get("lora_rank", 16), **family_class.defaults, **options}
-        for key in ImageDataset.model_fields:
-            values.pop(key, None)
         sections = {}
         for name, section in {**SECTIONS, "family": family_class.Options}.items():
             sections[name] = section(**{key: values.pop(key) for key in list(values) if key in section.model_fields})
-        assert not values, f"no such options: {values}"
+        assert values.keys() <= ImageDataset.model_fields.keys(), f"no such options: {values}"
         return Run(**sections, datasets=(), text_embeds=TextEmbedsDataset(), dtypes=dtypes, sources={})
 
     return run

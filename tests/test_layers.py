@@ -22,6 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"preflight"},
     {"text_cache"},
+    {"lending"},
     {"app"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

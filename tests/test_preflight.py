@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import DataError, UserError
-from simpletuner.evaluation.gallery import facts, is_painted, write_png
+from simpletuner.evaluation.files import png_of
+from simpletuner.evaluation.names import facts, is_painted
 from simpletuner.events import Event, Notice
 from simpletuner.families import load as load_family
-from simpletuner.preflight import inspect, length_of, open_sets, shots_of
+from simpletuner.preflight import inspect, length_of, open_sets, plan_of, shots_of
 
 LATENT = LatentSpec(channels=4, cell_px=8, alignment_px=64, native_edge_px=128)
 
@@ -59,6 +61,58 @@ def test_epochs_make_just_the_steps_that_see_them_whole(
 def test_of_steps_and_epochs_the_earlier_end_counts(make_run: Callable[..., Run], limit: int, steps: int) -> None:
     run = make_run("sana", max_train_steps=limit, num_train_epochs=2)
     assert length_of(run, stream_of(10), ranks=1).steps == steps
+
+
+def test_a_sets_own_batch_share_and_span_reach_the_plan(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    keys = {"probability": 0.5, "repeats": 2, "start_epoch": 2, "end_epoch": 3, "start_step": 5, "end_step": 9}
+    run = make_run("sana", train_batch_size=4, data_backend_sampling="uniform")
+    run = with_sets(run, tmp_path, plain={}, own={"train_batch_size": 2, **keys})
+    for name in ("plain", "own"):
+        Image.new("RGB", (128, 128)).save(tmp_path / name / "a_picture.png")
+    stream = plan_of(run, open_sets(run, LATENT, Alone(), lambda _: None))
+    assert stream.is_uniform
+    plain, own = stream.sets
+    assert (plain.name, plain.batch_size, plain.first_epoch, plain.first_step) == ("plain", 4, 0, 0)
+    assert plain.end_epoch == plain.end_step == math.inf
+    assert (own.name, own.batch_size, own.probability, own.repeats) == ("own", 2, 0.5, 2)
+    assert (own.first_epoch, own.end_epoch, own.first_step, own.end_step) == (1, 3, 4, 9), "from 0, the ends left out"
+
+
+def spans(*bounds: dict[str, Any]) -> Stream:
+    plans = [PlanSet(np.arange(10), np.zeros(10, np.int32), [(64, 64)], 1, name=f"set-{n}") for n in range(len(bounds))]
+    return Stream([replace(plan, **each) for plan, each in zip(plans, bounds, strict=True)], seed=0)
+
+
+def test_a_set_that_never_gets_its_turn_is_told(make_run: Callable[..., Run]) -> None:
+    length = length_of(make_run("sana", max_train_steps=30), spans({}, {"first_step": 30}), ranks=1)
+    assert length.warnings == ("set-1: never drawn from, for its start lies beyond the end of the run.",)
+    assert length_of(make_run("sana", max_train_steps=31), spans({}, {"first_step": 30}), ranks=1).warnings == ()
+
+
+def test_a_run_ends_with_its_last_set_and_says_so(make_run: Callable[..., Run]) -> None:
+    length = length_of(make_run("sana", max_train_steps=30), spans({"end_epoch": 2}, {"end_step": 12}), ranks=1)
+    assert length.warnings == (f"Training ends after step {length.steps}: all datasets have ended (end_epoch, end_step).",)
+    assert 20 < length.steps < 30
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ([{"first_step": 5}], "After step 0 of the run no dataset is drawn from, and set-0 waits"),
+        ([{"end_step": 5}, {"first_step": 7}], "After step 5 of the run no dataset is drawn from, and set-1 waits"),
+        ([{"end_epoch": 1}, {"first_step": 20}], "After step 10 of the run no dataset is drawn from, and set-1 waits"),
+    ],
+)
+def test_a_gap_between_sets_that_no_step_can_cross_is_refused(
+    make_run: Callable[..., Run], bounds: list[dict[str, Any]], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        length_of(make_run("sana", max_train_steps=30), spans(*bounds), ranks=1)
+
+
+def test_epochs_without_any_set_pass_at_once(make_run: Callable[..., Run]) -> None:
+    stream = spans({"end_epoch": 1}, {"first_epoch": 4})
+    assert length_of(make_run("sana", num_train_epochs=6), stream, ranks=1).steps == 30
 
 
 def test_all_unusable_datasets_are_told_at_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -143,5 +197,5 @@ def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(
     }  # fmt: skip
     assert (said[1]["skip_guidance_layers"], said[1]["flow_shift"]) == ("[1, 2]", "2.5")
     for made_with in said:
-        write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", made_with)
+        (tmp_path / "a.png").write_bytes(png_of(Image.new("RGB", (8, 8)), made_with))
         assert [is_painted(tmp_path / "a.png", shot, 0, "base") for shot in shots] == [made_with is each for each in said]

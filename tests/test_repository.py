@@ -169,19 +169,28 @@ def test_the_guide_to_stable_cascade_is_a_configuration_as_it_stands(tmp_path: P
     assert len(parsed.entries) == 2
 
 
-def test_the_data_page_s_entries_are_entries(tmp_path: Path) -> None:
-    (datasets,) = json_blocks("data.md")
-    (tmp_path / "multidatabackend.json").write_text(datasets)
+@pytest.mark.parametrize("page", ["data.md", "evaluation.md"])
+def test_the_pages_entries_are_entries(page: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_family": "sana"}')
-    (tmp_path / "datasets" / "portraits").mkdir(parents=True)
-    assert len(parse([], families=families.find(), environ={}, cwd=tmp_path).entries) == 2
+    for name in ("portraits", "masks", "held-out"):
+        (tmp_path / "datasets" / name).mkdir(parents=True)
+    blocks = json_blocks(page)
+    assert blocks
+    for datasets in blocks:
+        (tmp_path / "multidatabackend.json").write_text(datasets)
+        entries = parse([], families=families.find(), environ={}, cwd=tmp_path).entries
+        assert {entry.given["id"].value for entry in entries if "id" in entry.given} >= {
+            entry["id"] for entry in json.loads(datasets)
+        }
 
 
 def test_every_option_that_a_page_writes_as_code_is_one() -> None:
     """`word_with_underscores` in a guide is an option, or a name that is listed here."""
     reference = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     names = {"from_pretrained", "max_sequence_length", "decoder_lite", "pos_embed_max_size", "prior_lite"}
-    for page in ("families/sana.md", "families/sd3.md", "families/stable_cascade.md", "data.md"):
+    names |= {"eval_loss_base", "run_id", "huggingface_hub", "image_encoder", "feature_extractor"}
+    pages = ("families/sana.md", "families/sd3.md", "families/stable_cascade.md", "data.md", "evaluation.md", "reporting.md")
+    for page in pages:
         for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", (ROOT / "docs" / page).read_text(encoding="utf-8")):
             assert f"`{word}`" in reference or word in names, f"{page} names {word}"
 

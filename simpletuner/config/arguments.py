@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simpletuner.config.options import members
+from simpletuner.config.secrets import masked_address
 from simpletuner.config.sources import Written
 from simpletuner.config.spelling import FALSE, TRUE, canonical_key, nearest
 from simpletuner.config.vocabulary import Vocabulary
@@ -81,7 +83,8 @@ def _following(word: str, words: list[str], vocabulary: Vocabulary) -> str | Non
     option = vocabulary.anywhere(canonical_key(word))
     has_next = bool(words) and not words[0].startswith("--")
     if option is not None and option.is_switch:
-        return words.pop(0) if has_next and words[0].strip().lower() in (*TRUE, *FALSE) else "true"
+        is_value = has_next and (str in members(option.info.annotation) or words[0].strip().lower() in (*TRUE, *FALSE))
+        return words.pop(0) if is_value else "true"
     if has_next:
         return words.pop(0)
     return "true" if option is None and canonical_key(word) not in LAUNCH else None  # unknown: told as such later, once
@@ -98,4 +101,4 @@ def _stray(word: str, source: str) -> Problem:
     mend = f"Did you mean {near}=...?" if near else "Write options as --key value or key=value."
     if word.endswith((".json", ".toml", ".env")):
         mend = f"Did you mean --config_file {word}?"
-    return Problem("", f"`{word}` is no option ({source}).", mend=mend)
+    return Problem("", f"`{masked_address(word)}` is no option ({source}).", mend=mend)

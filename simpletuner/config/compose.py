@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ENTRIES, ImageDataset, TextEmbedsDataset
-from simpletuner.config.derive import Known, derive, derive_image, derive_text_embeds, dtypes
+from simpletuner.config.datasets import (
+    ENTRIES,
+    ConditioningDataset,
+    ImageDataset,
+    ImageEmbedsDataset,
+    TextEmbedsDataset,
+)
+from simpletuner.config.derive import Known, derive, derive_image, derive_image_embeds, derive_text_embeds, dtypes
 from simpletuner.config.effects import without_effect
 from simpletuner.config.entries import Entry
 from simpletuner.config.layers import Given
@@ -68,15 +74,22 @@ def compose(
     }
     options = [option for name, part in parts.items() for option in options_of(name, part)]
     idle = without_effect(options, given, values)
-    images = [_dataset(entry, family, values["output_dir"]) for entry in entries if entry.kind == "image"]
-    evals = [_dataset(entry, family, values["output_dir"]) for entry in entries if entry.kind == "eval"]
-    text = _dataset(_text_entry(entries), family, values["output_dir"])
-    datasets = [*images, *evals, text]
+    if "masked_loss_probability" in given and not any("conditioning_data" in entry.given for entry in entries):
+        idle.append("`masked_loss_probability` has no effect here: no set of pictures has `conditioning_data`.")
+    output_dir = values["output_dir"]
+    embeds = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "image_embeds"]
+    masks = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "conditioning"]
+    images = [_dataset(entry, family, output_dir, embeds) for entry in entries if entry.kind == "image"]
+    evals = [_dataset(entry, family, output_dir, embeds) for entry in entries if entry.kind == "eval"]
+    text = _dataset(_text_entry(entries), family, output_dir)
+    datasets = [*images, *evals, *masks, *embeds, text]
     return Run(
         **built,
         datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in images),
         eval_datasets=tuple(ImageDataset.model_validate(one.layers.values) for one in evals),
         text_embeds=TextEmbedsDataset.model_validate(text.layers.values),
+        image_embeds=tuple(ImageEmbedsDataset.model_validate(one.layers.values) for one in embeds),
+        conditioning=tuple(ConditioningDataset.model_validate(one.layers.values) for one in masks),
         dtypes=dtypes(values, keeps_float32=family.keeps_float32),
         has_tiles=family.has_tiles,
         hardware=hardware,
@@ -118,15 +131,35 @@ class Dataset:
         return {f"{self.id}.{key}": value for key, value in _written(self.entry.given).items()}
 
 
-def _dataset(entry: Entry, family: FamilyFacts, output_dir: str) -> Dataset:
+def _plain_entry(entry: Entry, output_dir: str) -> Dataset:
+    """An entry to which a family adds nothing."""
+    part = ENTRIES[entry.kind]
+    layers = _core(part).given(entry.given)
+    derived = derive_image_embeds(layers.values, output_dir) if entry.kind == "image_embeds" else {}
+    return Dataset(entry, layers.over(derived, "derived"), ())
+
+
+def _dataset(entry: Entry, family: FamilyFacts, output_dir: str, embeds: Sequence[Dataset] = ()) -> Dataset:
     part = ENTRIES[entry.kind]
     layers = _core(part).over(family.defaults, "family").given(entry.given)
     if entry.kind == "eval":  # one class with `image`, whose kind is the default
         layers = layers.over({"dataset_type": entry.kind}, layers.sources["id"])
+    layers = layers.over(_of_named_cache(layers, embeds), "derived")
     derived = (derive_text_embeds if entry.kind == "text_embeds" else derive_image)(layers.values, output_dir)
     layers = layers.over(derived, "derived")
     idle = without_effect(options_of("dataset", part), entry.own, layers.values)
     return Dataset(entry, layers, tuple(f"Dataset `{layers.values['id']}`: {line}" for line in idle))
+
+
+def _of_named_cache(layers: Layered, embeds: Sequence[Dataset]) -> Mapping[str, Any]:
+    """What the place says in which a set's latents are kept, as far as the set does not say it itself."""
+    name, own = layers.values.get("image_embeds"), layers.values.get("cache_dir_vae")
+    for one in embeds:
+        place = one.layers.values
+        if place["id"] == name or (name is None and own is None and place["default"]):
+            said = {"cache_dir_vae": place["cache_dir"], "write_batch_size": place["write_batch_size"]}
+            return {key: value for key, value in said.items() if layers.sources[key] in ("core", "family")}
+    return {}
 
 
 def _text_entry(entries: Sequence[Entry]) -> Entry:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Dtypes, Hardware
 from simpletuner.config.vocabulary import FamilyFacts
 
-__all__ = ["DEFAULT_STEPS", "Derived", "Known", "derive", "derive_image", "derive_text_embeds", "dtypes"]
+__all__ = [
+    "DEFAULT_STEPS",
+    "Derived",
+    "Known",
+    "derive",
+    "derive_image",
+    "derive_image_embeds",
+    "derive_text_embeds",
+    "dtypes",
+    "repository_name",
+]
 
 DEFAULT_STEPS = 2000
 DEFAULT_WARMUP_STEPS = 100
@@ -63,8 +74,19 @@ def _steps(values: Mapping[str, Any], hardware: Hardware) -> Iterator[tuple[str,
     if not values["num_train_epochs"]:
         yield "max_train_steps", DEFAULT_STEPS
     yield "validation_seed", values["seed"]
-    yield "validation_step_interval", values["checkpoint_step_interval"]
+    yield "validation_step_interval", 0 if values["validation_epoch_interval"] else values["checkpoint_step_interval"]
     yield "eval_steps_interval", 0 if values["eval_epoch_interval"] else values["checkpoint_step_interval"]
+    folder = PurePath(values["output_dir"]).name or "simpletuner"
+    if "wandb" in values["report_to"]:
+        yield "tracker_run_name", folder
+    if values["push_to_hub"]:
+        yield "hub_model_id", repository_name(folder)
+
+
+def repository_name(folder: str) -> str:
+    """A folder's name as the hub takes it: ASCII letters, digits, ".", "-", "_", none of them first or last, none doubled."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+|[-.]{2,}", "-", folder).strip("-._")
+    return re.sub(r"-{2,}", "-", plain)[:96].strip("-._") or "simpletuner"
 
 
 def _rate(values: Mapping[str, Any]) -> float:
@@ -135,6 +157,11 @@ def derive_image(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
 def derive_text_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
     """What a text cache leaves unset."""
     return {} if entry.get("cache_dir") is not None else {"cache_dir": f"{output_dir}/cache/text"}
+
+
+def derive_image_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+    """What a place for latents leaves unset."""
+    return {} if entry.get("cache_dir") is not None else {"cache_dir": f"{output_dir}/cache/vae/{_folder_name(entry['id'])}"}
 
 
 def _folder_name(name: str) -> str:

@@ -13,7 +13,7 @@ __all__ = ["holds", "without_effect"]
 def holds(when: str, values: Mapping[str, Any]) -> bool:
     """Whether a condition such as "crop=true and crop_aspect=closest|random", "a!=x" or "a>0" is met; "" always is.
 
-    A name alone is met where that option is set. "or" binds weakest.
+    A name alone is met where that option is set, "a=unset" where it is None. "or" binds weakest.
     """
     alternatives = [part.split(" and ") for part in when.split(" or ")]
     return any(all(_one(condition, values) for condition in conditions if condition) for conditions in alternatives)
@@ -29,7 +29,8 @@ def _one(condition: str, values: Mapping[str, Any]) -> bool:
     value = values[name]
     if not equals:
         return bool(value)
-    return (str(value).lower() if isinstance(value, bool) else str(value)) in wanted.split("|")
+    word = "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return word in wanted.split("|")
 
 
 def without_effect(options: Iterable[Option], written: Iterable[str], values: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from simpletuner.config.options import Option
+from simpletuner.config.secrets import masked
 from simpletuner.config.sources import Written
 from simpletuner.config.spelling import MissingVariableError, canonical_key, canonical_value, expand, nearest, read_value
 from simpletuner.errors import Problem
@@ -62,6 +63,11 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _shown(name: str, value: Any) -> str:
+    """A value of this option as messages may show it."""
+    return show(masked(value, name))
+
+
 def merge(
     items: Iterable[Written],
     find: Callable[[str], Option | None],
@@ -82,7 +88,7 @@ def merge(
             notices += [verdict] if isinstance(verdict, str) else []
             continue
         if key in option.also:
-            notices.append(f"`{key}` is read as `{option.name}`: {show(raw)} ({item.source}).")
+            notices.append(f"`{key}` is read as `{option.name}`: {_shown(option.name, raw)} ({item.source}).")
         earlier = winners.get(option.name)
         if earlier and earlier.source == item.source and item.source.startswith("file") and earlier.value != raw:
             problems.append(_twice(option.name, earlier, item))
@@ -97,7 +103,7 @@ def _is_unset(value: Any, option: Option | None) -> bool:
 
 
 def _twice(name: str, earlier: Given, item: Written) -> Problem:
-    what = f"`{name}` is given twice, as {show(earlier.written)} and as {show(item.value)} ({item.source})."
+    what = f"`{name}` is given twice, as {_shown(name, earlier.written)} and as {_shown(name, item.value)} ({item.source})."
     return Problem(name, what, "two spellings of one name stand there.", "Keep one of them.")
 
 
@@ -108,7 +114,7 @@ def _expanded(winners: Mapping[str, Given], environ: Mapping[str, str]) -> tuple
         try:
             expanded[name] = replace(given, value=expand(given.value, environ))
         except MissingVariableError as error:
-            what = f"`{name}` is {show(given.written)} ({given.source}), but {error}."
+            what = f"`{name}` is {_shown(name, given.written)} ({given.source}), but {error}."
             problems.append(Problem(name, what, mend=f"export {error.name}=..., or write the value itself."))
     return expanded, problems
 
@@ -140,14 +146,14 @@ def _wrong(option: Option, given: Given, label: str, error: ValueError) -> Probl
     near = nearest(str(given.value), option.choices)
     otherwise = "" if option.info.is_required() else ", or leave it out"
     mend = f"Did you mean {show(near)}?" if near else f"Write such a value{otherwise}."
-    what = f"{label}`{option.name}` is {show(given.written)} ({given.source})."
+    what = f"{label}`{option.name}` is {_shown(option.name, given.written)} ({given.source})."
     return Problem(option.name, what, " ".join([f"it takes: {option.wants}.", *own]), mend)
 
 
 def _locate(option: Option, given: Given, where: Where, label: str) -> str | Problem:
     """A path that is read: from the working directory, else beside the config file. `~` is the user's home."""
     if "\0" in given.value:  # which the calls below do not survive
-        what = f"{label}`{option.name}` is {show(given.written)} ({given.source})."
+        what = f"{label}`{option.name}` is {_shown(option.name, given.written)} ({given.source})."
         return Problem(option.name, what, "no path holds the character of number 0.", "Correct the path.")
     path = Path(os.path.expanduser(given.value))
     if option.path == "output":
@@ -160,7 +166,7 @@ def _locate(option: Option, given: Given, where: Where, label: str) -> str | Pro
     if option.path == "repository" and not _looks_local(given.value):
         return given.value
     tried = " and ".join(dict.fromkeys([str(where.cwd / path), str(beside)]))
-    what = f"{label}`{option.name}` is {show(given.written)} ({given.source}), which does not exist."
+    what = f"{label}`{option.name}` is {_shown(option.name, given.written)} ({given.source}), which does not exist."
     mend = "Correct the path; a relative one is from the working directory, else from the config file's folder."
     if option.path == "repository":
         mend = "Correct the path, or name a hub repository as owner/name."

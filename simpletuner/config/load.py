@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config import rules, rules_attention, rules_eval_loss, rules_memory
+from simpletuner.config import rules, rules_attention, rules_eval_loss, rules_memory, rules_publishing
 from simpletuner.config.arguments import LAUNCH, Arguments, read_arguments
 from simpletuner.config.compose import compose
 from simpletuner.config.entries import Entries, Entry, read_entries
 from simpletuner.config.layers import Given, Merged, Typed, Where, merge, show, typed
 from simpletuner.config.options import Option
 from simpletuner.config.resolved import resolved
+from simpletuner.config.rules_previews import preview_notices
 from simpletuner.config.run import Hardware, Run
+from simpletuner.config.sections import Reporting
 from simpletuner.config.sources import (
     ENVIRONMENT,
     PREFIX,
@@ -49,6 +51,12 @@ class Parsed:
     """Enabled dataset entries."""
     config_path: Path | None
     notices: tuple[str, ...] = ()
+
+    @property
+    def log_level(self) -> str:
+        """What libraries must know when they are imported, which is before there is a run."""
+        given = self.given.get("log_level")
+        return given.value if given else Reporting.model_fields["log_level"].default
 
 
 def parse(argv: Sequence[str], *, families: Mapping[str, FamilyFacts], environ: Mapping[str, str], cwd: Path) -> Parsed:
@@ -84,8 +92,9 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    notices = (*rules_memory.notices(run), *rules_eval_loss.notices(run), *parsed.family.notices(run))
-    return replace(run, notices=(*run.notices, *notices, *warnings))
+    notices = [*rules_memory.notices(run), *rules_eval_loss.notices(run), *rules_publishing.notices(run)]
+    notices += preview_notices(run, has_webhook=run.reporting.webhook_config is not None)
+    return replace(run, notices=(*run.notices, *notices, *parsed.family.notices(run), *warnings))
 
 
 def _survey(parsed: Parsed, known: Sequence[Problem], *, knows_family: bool) -> list[Problem]:

@@ -158,6 +158,8 @@ def _wants(annotation: Any, limits: list[Any]) -> str:
         return _wants_tuple(get_args(annotation))
     if get_origin(annotation) is dict:
         return "object"
+    if issubclass(annotation, BaseModel):
+        return f"object ({', '.join(annotation.model_fields)})"
     bounds = [
         f"{word} {getattr(limit, attribute):g}"
         for limit in limits

@@ -96,11 +96,12 @@ def help_text(families: Mapping[str, FamilyFacts]) -> str:
     parts = {_title(name): (section, name) for name, section in SECTIONS.items()}
     parts |= {f"Family {name}": (family.Options, "family") for name, family in families.items()}
     parts |= {f"Datasets: {', '.join(kinds)}": (section, "dataset") for section, kinds in _entries().items()}
+    core = [option.name for name, section in SECTIONS.items() for option in options_of(name, section)]
     blocks = []
     for title, (section, name) in parts.items():
         lines = [f"{title}: {_about(section)}"]
         for option in options_of(name, section):
-            flag = option.name if name == "dataset" and option.name in PERSONAL else f"--{option.name}"
+            flag = option.name if name == "dataset" and option.name in (*PERSONAL, *core) else f"--{option.name}"
             lines.append(f"  {flag}  {option.wants} (default: {_default(option, families)})".replace("`", ""))
             lines.append(textwrap.fill(_help(option), 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
         blocks.append("\n".join(lines))

@@ -9,6 +9,7 @@ from typing import Any
 from simpletuner.config.layers import show
 from simpletuner.config.options import Section
 from simpletuner.config.run import Run
+from simpletuner.config.secrets import masked
 from simpletuner.config.sections import SECTIONS
 
 __all__ = ["explain", "flat", "resolved"]
@@ -22,15 +23,14 @@ WIDTH = 110
 def resolved(run: Run) -> dict[str, Any]:
     """Every option by name, JSON-able, with the datasets as a list in `data_backend_config`: a config file that loads again.
 
-    A value that was written with `{env:NAME}` stays so: what a variable holds may be secret.
+    A value that was written with `{env:NAME}` stays so: what a variable holds may be secret. A secret that was written out is
+    "***", which no option takes: a config that is loaded again wants it anew.
     """
     parts = [dict(run.__dict__)[name] for name in SECTIONS]
     options = {name: value for part in (*parts, run.family) for name, value in _plain(part).items()}
-    shown = {name: run.written.get(name, value) for name, value in options.items()}
-    return {
-        **shown,
-        "data_backend_config": [_dataset(run, entry) for entry in (*run.datasets, *run.eval_datasets, run.text_embeds)],
-    }
+    shown = {name: masked(run.written.get(name, value), name) for name, value in options.items()}
+    entries = (*run.datasets, *run.eval_datasets, *run.conditioning, *run.image_embeds, run.text_embeds)
+    return {**shown, "data_backend_config": [_dataset(run, entry) for entry in entries]}
 
 
 def _plain(section: Section) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _plain(section: Section) -> dict[str, Any]:
 
 
 def _dataset(run: Run, entry: Any) -> dict[str, Any]:
-    return {key: run.written.get(f"{entry.id}.{key}", value) for key, value in _plain(entry).items()}
+    return {key: masked(run.written.get(f"{entry.id}.{key}", value), key) for key, value in _plain(entry).items()}
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

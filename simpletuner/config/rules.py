@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_memory
+from simpletuner.config import rules_caches, rules_memory, rules_publishing
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -16,6 +16,7 @@ from simpletuner.config.rules_precision import check_precision
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.spelling import is_size_list, nearest
 from simpletuner.config.vocabulary import FamilyFacts
+from simpletuner.config.webhooks import webhook_problems
 from simpletuner.errors import Problem, missing
 
 __all__ = ["check", "check_adapter", "judge"]
@@ -44,11 +45,15 @@ def check(run: Run) -> Iterator[Problem]:
     yield from _folders(run)
     yield from _datasets(run)
     yield from _text_cache(run)
+    yield from rules_caches.check(run)
     yield from rules_memory.check(run)
+    yield from rules_publishing.check(run)
+    yield from webhook_problems(run)
     for dataset in run.picture_sets:
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
+        yield from _spans(dataset)
         yield from _discovery(dataset)
 
 
@@ -141,14 +146,14 @@ def _folders(run: Run) -> Iterator[Problem]:
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.picture_sets})
+    masks = [(each.id, each.instance_data_dir) for each in run.conditioning]
     for option, folder in written.items():
-        for dataset in run.picture_sets:
-            pictures = dataset.instance_data_dir
+        for id_, pictures in [(each.id, each.instance_data_dir) for each in run.picture_sets] + masks:
             if folder is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
             if not is_told:
-                what = f"`{option}` is {folder}, within the pictures of dataset `{dataset.id}` ({pictures})."
+                what = f"`{option}` is {folder}, within the pictures of dataset `{id_}` ({pictures})."
                 why = "nothing is written into a folder of yours, and the gallery would be trained on next time."
                 yield Problem(option, what, why, "Name a folder elsewhere.")
 
@@ -190,6 +195,12 @@ def _captions(dataset: ImageDataset) -> Iterator[Problem]:
     mend = 'Add "instance_prompt": "...".'
     if dataset.instance_prompt:
         return
+    for option, what in (
+        ("only_instance_prompt", "it is the caption of every picture."),
+        ("prepend_instance_prompt", "every caption begins with it."),
+    ):
+        if dict(dataset)[option]:
+            yield _of(dataset, "instance_prompt", f"`{option}` is true but there is no `instance_prompt`.", what, mend)
     if dataset.caption_strategy == "instanceprompt":
         what = '`caption_strategy` is "instanceprompt" but there is no `instance_prompt`.'
         yield _of(dataset, "instance_prompt", what, "it is the caption of every picture.", mend)
@@ -238,6 +249,18 @@ def _crops(dataset: ImageDataset) -> Iterator[Problem]:
         what = f'`crop_aspect` is "{dataset.crop_aspect}" but there are no `crop_aspect_buckets`.'
         mend = 'Add such as "crop_aspect_buckets": [0.75, 1.0, 1.33].'
         yield _of(dataset, "crop_aspect_buckets", what, "they are the shapes to choose from.", mend)
+    if dataset.crop and dataset.crop_aspect == "closest" and isinstance(dataset.crop_aspect_buckets, dict):
+        what = '`crop_aspect_buckets` has weights but `crop_aspect` is "closest".'
+        why = "the closest aspect is taken, whatever its weight."
+        yield _of(dataset, "crop_aspect_buckets", what, why, 'Write a list of aspects, or set "crop_aspect" to "random".')
+
+
+def _spans(dataset: ImageDataset) -> Iterator[Problem]:
+    for unit in ("epoch", "step"):
+        start, end = (dict(dataset)[f"{name}_{unit}"] for name in ("start", "end"))
+        if end and end < start:
+            what = f"`end_{unit}` ({end}) is before `start_{unit}` ({start})."
+            yield _of(dataset, f"end_{unit}", what, "the set would never be drawn from.", "Swap them, or remove one.")
 
 
 def _discovery(dataset: ImageDataset) -> Iterator[Problem]:

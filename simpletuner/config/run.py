@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset, ImageEmbedsDataset, TextEmbedsDataset
 from simpletuner.config.options import Section
 from simpletuner.config.sections import (
     Adapter,
@@ -16,13 +16,17 @@ from simpletuner.config.sections import (
     Ema,
     EvalLoss,
     Flow,
+    Hub,
     Kernels,
     Memory,
     Model,
     Objective,
     Optimizer,
     Precision,
+    Previews,
     Reporting,
+    Scores,
+    Trackers,
     Training,
     Validation,
 )
@@ -82,7 +86,11 @@ class Run:
     checkpointing: Checkpointing
     validation: Validation
     eval_loss: EvalLoss
+    previews: Previews
+    scores: Scores
     reporting: Reporting
+    trackers: Trackers
+    hub: Hub
     family: Section
     """The family's own options."""
     datasets: tuple[ImageDataset, ...]
@@ -94,6 +102,10 @@ class Run:
     "command line". A dataset's are named "<id>.<key>"."""
     eval_datasets: tuple[ImageDataset, ...] = ()
     """The enabled sets to judge by, never trained on."""
+    image_embeds: tuple[ImageEmbedsDataset, ...] = ()
+    """The enabled places for latents; what they say is in the sets that use them (`cache_dir_vae`, `write_batch_size`)."""
+    conditioning: tuple[ConditioningDataset, ...] = ()
+    """The enabled sets of masks."""
     has_tiles: bool = True
     """Whether `vae_enable_tiling` changes anything: the family's."""
     hardware: Hardware = Hardware()

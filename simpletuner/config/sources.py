@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.envfile import read_env
+from simpletuner.config.secrets import masked, masked_line
 from simpletuner.config.spelling import canonical_key, nearest, relaxed_json
 from simpletuner.errors import ConfigError, Problem
 
@@ -132,7 +133,7 @@ def read_json(path: Path, cwd: Path) -> Any:
     try:
         return json.loads(relaxed_json(text), **hooks)
     except json.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1].rstrip() if text.strip() else ""
+        line = masked_line(text.split("\n")[error.lineno - 1].rstrip()) if text.strip() else ""
         start = max(0, error.colno - 40) if len(line) > 76 else 0  # a long line is shown from a little before the fault
         mark = f"{line[start : start + 76]}\n      {' ' * (error.colno - 1 - start)}^"
         what = f"{shown(path, cwd)} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
@@ -144,7 +145,8 @@ def _unique(path: Path, cwd: Path, pairs: list[tuple[str, Any]]) -> dict[str, An
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen and seen[key] != value:
-            what = f"{shown(path, cwd)} says `{key}` twice: {json.dumps(seen[key])} and {json.dumps(value)}."
+            one, other = (json.dumps(masked(each, key)) for each in (seen[key], value))
+            what = f"{shown(path, cwd)} says `{key}` twice: {one} and {other}."
             raise ConfigError([Problem(canonical_key(key), what, mend="Keep one of them.")])
         seen[key] = value
     return seen

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args, get_origin
 
+from pydantic import BaseModel
+
 from simpletuner.config.options import Option, members
 
 __all__ = [
@@ -29,10 +31,12 @@ ENVIRONMENT_NAMES = {
     "CHECKPOINTING_LIMIT": "checkpoints_total_limit",
     "CHECKPOINTING_STEPS": "checkpoint_step_interval",
     "DATALOADER_CONFIG": "data_backend_config",
+    "HUB_MODEL_NAME": "hub_model_id",
     "LR_SCHEDULE": "lr_scheduler",
     "MAX_NUM_STEPS": "max_train_steps",
     "MODEL_NAME": "pretrained_model_name_or_path",
     "NUM_EPOCHS": "num_train_epochs",
+    "PUSH_CHECKPOINTS": "push_checkpoints_to_hub",
     "RESUME_CHECKPOINT": "resume_from_checkpoint",
     "TRAINING_DYNAMO_BACKEND": "dynamo_backend",
     "TRAINING_SEED": "seed",
@@ -45,6 +49,7 @@ VALUES = {
     ("caption_strategy", "instance_prompt"): "instanceprompt",
     ("dataset_type", "images"): "image",
     ("dataset_type", "text-embeds"): "text_embeds",
+    ("dataset_type", "image-embeds"): "image_embeds",
 }
 """Other spellings of certain values."""
 
@@ -115,6 +120,8 @@ def uses_environment(value: Any) -> bool:
 def read_value(option: Option, value: Any) -> Any:
     """`value` as users write it -> as the option's type would have it; what cannot be read is left for the type to refuse."""
     types = members(option.info.annotation)
+    if isinstance(value, list):
+        return _items(value, types)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and types == (str,):
         return str(value)
     if not isinstance(value, str):
@@ -123,16 +130,45 @@ def read_value(option: Option, value: Any) -> Any:
     if value.strip().lower() in option.choices:
         return value.strip().lower()
     if str in types:
+        if bool in types and (word := _boolean(value, bool)) is not None:
+            return word
         for opening, kind in (("[", list), ("{", dict)):
             accepted = any((get_origin(member) or member) is (tuple if kind is list else dict) for member in types)
             if accepted and value.lstrip().startswith(opening) and (read := _json(value, kind)) is not None:
                 return read
         return value
     for kind in types:
-        read = _READERS.get(get_origin(kind) or kind)
+        is_object = isinstance(kind, type) and issubclass(kind, BaseModel)
+        read = _object if is_object else _READERS.get(get_origin(kind) or kind)
         if read is not None and (result := read(value, kind)) is not None:
-            return result
+            return _items(result, types) if isinstance(result, list) else result
     return value
+
+
+def _items(items: list[Any], types: tuple[Any, ...]) -> Any:
+    """The items of a list, as its type would have them.
+
+    A size in a list of sizes may be "1024x768", [1024, 768], {"width": 1024, "height": 768}, or 1024 for a square. Items such
+    as {"aspect": 0.75, "weight": 2} of a list that may be an object as well are one: {0.75: 2}.
+    """
+    kinds = [get_args(kind)[0] for kind in types if get_origin(kind) is tuple]
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return [_size(item) for item in items]
+    is_weighted = any(get_origin(kind) is dict for kind in types) and all(isinstance(item, dict) for item in items)
+    if is_weighted and items and all(item.keys() == {"aspect", "weight"} for item in items):
+        return {item["aspect"]: item["weight"] for item in items}
+    return items
+
+
+def _size(item: Any) -> Any:
+    """A size among others -> [width, height]; what is none is left for the type to refuse."""
+    if isinstance(item, dict) and item.keys() == {"width", "height"}:
+        return [item["width"], item["height"]]
+    match = _SIZE.fullmatch(item.strip()) if isinstance(item, str) else None
+    if match:
+        return [int(match[1]), int(match[2])]
+    edge = _number(item) if isinstance(item, str) else item
+    return [edge, edge] if isinstance(edge, int) and not isinstance(edge, bool) else item
 
 
 def _boolean(text: str, _kind: Any) -> bool | None:
@@ -149,7 +185,9 @@ def _number(text: str, _kind: Any = float) -> int | float | None:
 
 
 def _list(text: str, kind: Any) -> list[Any] | None:
-    """A size ("1024x768"), a JSON list, or items by comma."""
+    """A size ("1024x768"), a JSON list, or items by comma; an object is none."""
+    if text.lstrip().startswith("{"):
+        return None
     if get_args(kind)[-1] is not Ellipsis:
         size = _SIZE.fullmatch(text.strip())
         return [int(size[1]), int(size[2])] if size else None

@@ -70,8 +70,9 @@ class Vocabulary:
         return next((part[name] for part in parts if name in part), None)
 
     def is_dataset_default(self, name: str) -> bool:
-        """Whether it is a dataset's key that may stand in the main config, for all datasets."""
-        return name not in PERSONAL and any(name in keys for keys in self.entries.values())
+        """Whether it is a dataset's key that may stand in the main config, for all datasets. An option of the run's own that an
+        entry may say otherwise (`train_batch_size`) stays the run's."""
+        return name not in PERSONAL and name not in self.core and any(name in keys for keys in self.entries.values())
 
     def owners(self, name: str) -> list[str]:
         """The families that declare it."""

@@ -6,23 +6,22 @@ lands at the same place on every machine. A ratio is a pair of whole numbers: `F
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from math import isqrt
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.samples import LatentSpec, Place, draw_seed
 
-__all__ = ["SHORTEST_SIDE_PX", "WH", "Fitter", "Misfit", "enlargement", "fit"]
+__all__ = ["WH", "Fitter", "Misfit", "asked_sizes", "enlargement", "fit"]
 
 WH = tuple[int, int]
 Ratio = tuple[int, int]
 """(numerator, denominator), both positive; not reduced."""
-
-SHORTEST_SIDE_PX = 16
-"""Below this a picture has nothing to learn from, whatever the options say."""
 
 REMEMBERED_SIZES = 2**14
 """Pictures of a set share few sizes, as a rule those of a camera; more of them than this would only fill memory."""
@@ -43,10 +42,12 @@ def fit(original_WH: WH, entry: ImageDataset, latent: LatentSpec, key: str) -> P
     aspects: they belong to the file and not to the run's seed, which would encode everything afresh.
 
     The bucket
-        `resolution` as (width, height): that size for every picture, snapped to the alignment.
-        Otherwise the picture's own aspect (`crop` off, or `crop_aspect` "preserve"), 1 ("square"), or one of
-        `crop_aspect_buckets`, at the resolution in its unit: E x E has the area of "pixel_area" and "area", and E is
-        the shorter edge of "pixel". No resolution: the native edge.
+        Its aspect is the picture's own (`crop` off, or `crop_aspect` "preserve"), 1 ("square"), or one of
+        `crop_aspect_buckets`; unset, it is 1, and the picture's own with `bucket_resolutions`.
+        `bucket_resolutions`: of those sizes, snapped to the alignment, the one of the nearest aspect.
+        `resolution` as (width, height): that size for every picture, snapped likewise.
+        Otherwise that aspect at the resolution in its unit: E x E has the area of "pixel_area" and "area", and E is the
+        shorter edge of "pixel". No resolution: the native edge.
     The scale
         `crop` off: the picture just covers its bucket; the few pixels over are trimmed evenly.
         `crop` on, without the pair `maximum_image_size` and `target_downsample_size`: the same, so a cut loses only
@@ -78,6 +79,12 @@ class Fitter:
     def sized(self, original_WH: WH, key: str) -> Place | Misfit:
         """The same, but for the corner of a random crop, which takes longest to draw."""
         return self._fitted(original_WH, _drawn_aspect(self._entry, key))
+
+
+def asked_sizes(entry: ImageDataset, latent: LatentSpec) -> dict[WH, WH]:
+    """The sizes that the entry names, each with the nearest one that the family can train at."""
+    sizes = entry.bucket_resolutions or ([entry.resolution] if isinstance(entry.resolution, tuple) else ())
+    return {size_WH: _snapped(size_WH, latent) for size_WH in sizes}
 
 
 def enlargement(place: Place) -> float:
@@ -112,15 +119,17 @@ def _drawn_aspect(entry: ImageDataset, key: str) -> int:
     """Which of `crop_aspect_buckets` is this file's; 0 where none is drawn."""
     if not entry.crop or entry.crop_aspect != "random":
         return 0
-    assert entry.crop_aspect_buckets, "crop_aspect random needs crop_aspect_buckets"
-    return draw_seed(key, "aspect") % len(entry.crop_aspect_buckets)
+    choices = entry.crop_aspect_buckets
+    assert choices, "crop_aspect random needs crop_aspect_buckets"
+    ends = list(accumulate(choices.values() if isinstance(choices, dict) else [1.0] * len(choices)))
+    return min(bisect(ends, draw_seed(key, "aspect") / 2**63 * ends[-1]), len(ends) - 1)
 
 
 def _misfit(original_WH: WH, entry: ImageDataset) -> Misfit | None:
     width, height = original_WH
     size = f"{width}x{height}"
-    if min(original_WH) < SHORTEST_SIDE_PX:
-        return Misfit("too small", f"{size}: the shorter side is under {SHORTEST_SIDE_PX} px")
+    if min(original_WH) < entry.minimum_edge_px:
+        return Misfit("too small", f"{size}: the shorter side is under {entry.minimum_edge_px} px")
     if entry.minimum_image_size and _surplus(original_WH, entry.minimum_image_size, entry) < 0:
         asked = f"{entry.minimum_image_size:g} ({entry.resolution_type})"
         return Misfit("below minimum_image_size", f"{size}: the minimum is {asked}")
@@ -147,9 +156,11 @@ def _limit(size: float, entry: ImageDataset) -> Ratio:
 def _bucket(original_WH: WH, entry: ImageDataset, latent: LatentSpec, drawn_aspect: int) -> WH:
     """The size this picture is trained at."""
     unit = latent.alignment_px
+    if entry.bucket_resolutions:
+        sizes = [_snapped(size_WH, latent) for size_WH in entry.bucket_resolutions]
+        return _nearest_size(original_WH, _aspect(original_WH, entry, drawn_aspect), sizes)
     if isinstance(entry.resolution, tuple):
-        width, height = entry.resolution
-        return _aligned((width**2, 1), unit), _aligned((height**2, 1), unit)
+        return _snapped(entry.resolution, latent)
     if entry.resolution is not None:
         size, parts = _limit(entry.resolution, entry)
     else:
@@ -165,18 +176,39 @@ def _bucket(original_WH: WH, entry: ImageDataset, latent: LatentSpec, drawn_aspe
 
 def _aspect(original_WH: WH, entry: ImageDataset, drawn_aspect: int) -> Ratio:
     """Width over height of the bucket, before alignment."""
-    if not entry.crop or entry.crop_aspect == "preserve":
+    asked = entry.crop_aspect or ("preserve" if entry.bucket_resolutions else "square")
+    if not entry.crop or asked == "preserve":
         return original_WH
-    if entry.crop_aspect == "square":
+    if asked == "square":
         return 1, 1
     choices = [aspect.as_integer_ratio() for aspect in entry.crop_aspect_buckets]
-    if entry.crop_aspect == "random":
+    if asked == "random":
         return choices[drawn_aspect]
     assert choices, "crop_aspect closest needs crop_aspect_buckets"
-    width, height = original_WH
-    # How far apart two aspects are: the larger over the smaller.
-    apart = [sorted((wide * height, high * width)) for wide, high in choices]
-    return choices[min(range(len(choices)), key=lambda nth: Fraction(apart[nth][1], apart[nth][0]))]
+    return min(choices, key=lambda aspect: _apart(original_WH, aspect))
+
+
+def _nearest_size(original_WH: WH, aspect: Ratio, sizes: Sequence[WH]) -> WH:
+    """The size nearest in aspect; of several, the largest that the picture covers, else the smallest."""
+
+    def rank(size_WH: WH) -> tuple[Fraction, bool, int]:
+        is_covered = original_WH[0] >= size_WH[0] and original_WH[1] >= size_WH[1]
+        area = size_WH[0] * size_WH[1]
+        return _apart(aspect, size_WH), not is_covered, -area if is_covered else area
+
+    return min(sizes, key=rank)
+
+
+def _apart(one: Ratio, other: Ratio) -> Fraction:
+    """How far apart two aspects are: the larger over the smaller."""
+    smaller, larger = sorted((one[0] * other[1], one[1] * other[0]))
+    return Fraction(larger, smaller)
+
+
+def _snapped(size_WH: WH, latent: LatentSpec) -> WH:
+    """A size that the user named, at the family's alignment."""
+    width, height = size_WH
+    return _aligned((width**2, 1), latent.alignment_px), _aligned((height**2, 1), latent.alignment_px)
 
 
 def _scaled(original_WH: WH, target_WH: WH, entry: ImageDataset) -> WH:

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import NO_RIGHT
-from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of
+from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of, has_caption, wants_texts
 from simpletuner.data.discovery import CANNOT_OPEN, READABLE, caption_file, discover, search
-from simpletuner.data.geometry import WH, Fitter, Misfit, enlargement
+from simpletuner.data.geometry import WH, Fitter, Misfit, asked_sizes, enlargement
 from simpletuner.data.ledger import Exclusion, Ledger, Note
 from simpletuner.data.manifest import UNKNOWN, Ints, Manifest, Remembered, load_manifest, save_manifest
+from simpletuner.data.masks import NO_MASK, Masks
 from simpletuner.data.pixels import Unreadable
-from simpletuner.data.samples import LatentSpec, Place
+from simpletuner.data.samples import LatentSpec, Place, draw_seed
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -36,11 +37,12 @@ NOTED_ENLARGEMENT = 2.0
 NO_CAPTION = "no caption"
 
 MENDS = {
-    "too small": "use larger pictures",
+    "too small": "use larger pictures, or lower minimum_edge_px",
     "below minimum_image_size": "lower minimum_image_size",
     "too narrow": "lower minimum_aspect_ratio",
     "too wide": "raise maximum_aspect_ratio",
     NO_CAPTION: "add captions",
+    NO_MASK: "add masks, of the same paths and names as the pictures",
     CANNOT_OPEN: "give this user the right to read the files",
 }
 """What to do about pictures excluded for a reason; about any other, replace them."""
@@ -67,9 +69,10 @@ def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell) -> Imag
         raise _captions_missing(entry, chosen, found=len(manifest))
     images = ImageSet(entry, latent, manifest, path, chosen, notes)
     images.check_usable()
-    if isinstance(entry.resolution, tuple) and entry.resolution not in images.buckets:
-        (asked, taken) = (f"{width}x{height}" for width, height in (entry.resolution, *images.buckets))
-        tell(Notice(f"{entry.id}: resolution {asked} becomes {taken}: edges are multiples of {latent.alignment_px} px."))
+    for size_WH, taken_WH in asked_sizes(entry, latent).items():
+        if taken_WH != size_WH:
+            asked, taken = (f"{width}x{height}" for width, height in (size_WH, taken_WH))
+            tell(Notice(f"{entry.id}: resolution {asked} becomes {taken}: edges are multiples of {latent.alignment_px} px."))
     return images
 
 
@@ -101,6 +104,8 @@ class ImageSet:
         self._excluded = [*chosen.excluded, *chosen.without_caption]
         self._notes = [*notes, *chosen.notes]
         self._is_saved = True
+        self.masks: Masks | None = None
+        """Of its pictures, where it has them."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -146,10 +151,27 @@ class ImageSet:
 
     def exclude(self, sample: int, reason: str, detail: str = "") -> None:
         """Leave out a sample whose file proved unreadable; it stays out, unread, until the file changes."""
-        self._is_alive[sample] = False
+        self.leave_out(sample, reason, detail)
         self._manifest.faults[int(self._rows[sample])] = (reason, detail)
-        self._excluded.append(Exclusion(self.file(sample), reason, detail))
         self._is_saved = False
+
+    def leave_out(self, sample: int, reason: str, detail: str = "") -> None:
+        """Leave out a sample of this run, for a reason that is not its file's."""
+        self._is_alive[sample] = False
+        self._excluded.append(Exclusion(self.file(sample), reason, detail))
+
+    def pair(self, masks: Masks) -> None:
+        """Take `masks` for this set's: pictures without one are left out. Raises DataError if none is left."""
+        self.masks = masks
+        self._notes += masks.without_picture(self.file(sample) for sample in range(len(self)))
+        for sample in self.alive().tolist():
+            if masks.of(self.file(sample)) is None:
+                self.leave_out(sample, NO_MASK, f"there is none of its name in {masks.root}")
+        self.check_usable()
+
+    def note(self, sample: int, text: str) -> None:
+        """Say in the ledger what came to light of a sample."""
+        self._notes.append(Note(self.file(sample), text))
 
     def check_usable(self) -> None:
         """Raise DataError if no sample is left."""
@@ -206,12 +228,13 @@ class Chosen:
 def _manifest_of(entry: ImageDataset, root: Path, path: Path, tell: Tell) -> tuple[Manifest, list[Note]]:
     """What is known of the set's folder, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
     old = _load(entry, path, tell)
-    with_captions = entry.caption_strategy == "textfile"
-    if entry.skip_file_discovery:
+    with_captions = wants_texts(entry)
+    if entry.skip_file_discovery or entry.preserve_data_backend_cache:
+        key = "skip_file_discovery" if entry.skip_file_discovery else "preserve_data_backend_cache"
         if old is not None and old.root == str(root) and (old.has_captions or not with_captions):
-            tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched (skip_file_discovery)."))
+            tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched ({key})."))
             return old, []
-        tell(Notice(f"{entry.id}: there is no manifest of {root} yet, so it is searched in spite of skip_file_discovery."))
+        tell(Notice(f"{entry.id}: there is no manifest of {root} yet, so it is searched in spite of {key}."))
     listing = search(root)
     if "" in listing.closed:
         raise DataError(
@@ -242,7 +265,7 @@ def _choose(entry: ImageDataset, latent: LatentSpec, manifest: Manifest) -> Chos
         place = fitter.sized(size_WH, _key(entry, file))
         if isinstance(place, Misfit):
             chosen.excluded.append(Exclusion(file, place.reason, place.detail))
-        elif not captions_of(entry, file, text):
+        elif not has_caption(entry, file, text):
             chosen.without_caption.append(Exclusion(file, NO_CAPTION, _why_no_caption(entry, file, manifest, row)))
         else:
             chosen.rows.append(row)
@@ -250,11 +273,31 @@ def _choose(entry: ImageDataset, latent: LatentSpec, manifest: Manifest) -> Chos
             if (times := enlargement(place)) > NOTED_ENLARGEMENT:
                 width, height = size_WH
                 chosen.notes.append(Note(file, f"enlarged {times:.1f} times, from {width}x{height}"))
-    return chosen
+    limit = entry.max_num_samples
+    return chosen if limit is None or limit >= len(chosen.rows) else _some(chosen, limit, entry, manifest)
+
+
+def _some(chosen: Chosen, count: int, entry: ImageDataset, manifest: Manifest) -> Chosen:
+    """`count` of the usable pictures. Each file has its own draw, so that most of a choice stays when files come or go."""
+    files = [manifest.files.at(row) for row in chosen.rows]
+    draws = np.array([draw_seed(_key(entry, file), "choice") for file in files], np.int64)
+    is_kept = np.zeros(len(files), bool)
+    is_kept[np.argsort(draws, kind="stable")[:count]] = True
+    sizes_WH = list(chosen.buckets)
+    some = Chosen(excluded=chosen.excluded, without_caption=chosen.without_caption)
+    for kept, file, row, number in zip(is_kept.tolist(), files, chosen.rows, chosen.bucket_numbers, strict=True):
+        if kept:
+            some.rows.append(row)
+            some.bucket_numbers.append(some.buckets.setdefault(sizes_WH[number], len(some.buckets)))
+        else:
+            some.excluded.append(Exclusion(file, "not chosen", f"max_num_samples is {count:,}"))
+    used = {file for kept, file in zip(is_kept.tolist(), files, strict=True) if kept}
+    some.notes = [note for note in chosen.notes if note.file in used]
+    return some
 
 
 def _key(entry: ImageDataset, file: str) -> str:
-    """By which random crops and aspects are drawn."""
+    """By which random crops and aspects, and the pictures that are used, are drawn."""
     return f"{entry.id}/{file}"
 
 

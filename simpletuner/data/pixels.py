@@ -24,13 +24,16 @@ from torch.nn.functional import interpolate
 from simpletuner.data.geometry import WH
 from simpletuner.data.samples import Place
 
-__all__ = ["LARGEST_PX", "RESIZE_RECIPE", "Unreadable", "measure", "read_pixels"]
+__all__ = ["LARGEST_PX", "RESIZE_RECIPE", "Unreadable", "measure", "read_mask", "read_pixels"]
 
 RESIZE_RECIPE = {"decode": "pillow, jpeg draft", "background": "white", "resize": "torch uint8 lanczos antialias"}
 """What alters the pixels of every picture, for the cache's recipe."""
 
 LARGEST_PX = 1_000_000_000
 """A picture of more is taken for a decompression bomb."""
+
+MASK_TOLERANCE = 0.02
+"""How far the shapes of a mask and its picture may part: sizes that were rounded on the way, and no more."""
 
 # Of what Pillow can open, the formats that hold plain pictures. EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
@@ -88,6 +91,35 @@ def read_pixels(raw: bytes, place: Place) -> Tensor:
         cut_HWC = np.array(_in_srgb(Image.fromarray(cut_HWC), profile))
     pixels_CHW = torch.from_numpy(cut_HWC).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
     return pixels_CHW.div_(127.5).sub_(1)
+
+
+def read_mask(raw: bytes, place: Place) -> Tensor:
+    """The first channel of a mask's file, put in its picture's place: (1, rows, columns) float32 in [0, 1].
+
+    It may have another size than the picture, but must have its shape. Transparency says nothing. Raises Unreadable.
+    """
+    with _damage_told():
+        image = _opened(io.BytesIO(raw))
+        orientation = _orientation(image)
+        width, height = _upright_WH(image, orientation)
+        picture_width, picture_height = place.original_WH
+        if abs(width * picture_height / (height * picture_width) - 1) > MASK_TOLERANCE:
+            raise Unreadable("of another shape", f"{width}x{height}, its picture is {picture_width}x{picture_height}")
+        image.load()
+        upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        mask_HW1 = np.array(_first_channel(upright))[:, :, None]
+    return torch.from_numpy(_cut(mask_HW1, place)).permute(2, 0, 1).to(torch.float32).div_(255)
+
+
+def _first_channel(image: Image.Image) -> Image.Image:
+    """As grey of eight bits. Of an RGBA picture it is red."""
+    if image.mode == "F":
+        raise Unreadable("unsupported colours", "floating-point values, of a range that the file does not tell")
+    if image.mode.startswith("I"):
+        return _eight_bits(image)
+    if image.mode == "1":
+        return image.convert("L")
+    return (image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")).getchannel(0)
 
 
 def _decoded(raw: bytes, place: Place) -> tuple[NDArray[np.uint8], bytes | None]:

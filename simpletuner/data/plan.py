@@ -1,7 +1,8 @@
 """The stream of micro-batches: a pure function of (seed, epoch, index), the same on every rank, machine and number of ranks.
 
 An epoch is each set's samples shuffled, cut into micro-batches of one bucket and mixed; epochs follow without a seam, so no
-remainder is dropped and tiny sets need no special case. Nothing is read here: ids go in, ids come out.
+remainder is dropped and tiny sets need no special case. What sets would give before they start or after they end is passed
+over. Nothing is read here: ids go in, ids come out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class PlanSet:
-    """What the plan needs to know of one set of pictures."""
+    """What the plan needs to know of one set of pictures. Epochs and steps count from 0."""
 
     ids: Ints
     """The usable samples."""
@@ -32,8 +34,20 @@ class PlanSet:
     buckets: Sequence[tuple[int, int]]
     """(width, height) of each bucket."""
     batch_size: int
+    name: str = ""
+    """For messages."""
     repeats: int = 0
     """Extra passes in each epoch."""
+    probability: float = 1.0
+    """Weight among the sets drawn from."""
+    first_epoch: int = 0
+    """The first that draws from it."""
+    end_epoch: float = math.inf
+    """The first that no longer does."""
+    first_step: int = 0
+    """The first optimiser step that draws from it."""
+    end_step: float = math.inf
+    """The first that no longer does."""
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.bucket_ids) > 0, "a set without usable samples never gets here"
@@ -42,6 +56,19 @@ class PlanSet:
     def passes(self) -> int:
         """How often a sample comes in an epoch."""
         return self.repeats + 1
+
+    def is_in_epoch(self, epoch: int) -> bool:
+        """Whether it takes part in an epoch, as far as its epochs say."""
+        return self.first_epoch <= epoch < self.end_epoch
+
+    def is_in_step(self, step: int) -> bool:
+        """Whether optimiser step `step` may draw from it, as far as its steps say."""
+        return self.first_step <= step < self.end_step
+
+    @cached_property
+    def length(self) -> int:
+        """Micro-batches an epoch."""
+        return int(self.batches.sum())
 
     @property
     def visits(self) -> Ints:
@@ -62,15 +89,18 @@ class PlanSet:
 class Epoch:
     """The micro-batches of one epoch, held as integers and made into objects when asked for."""
 
-    def __init__(self, number: int, sets: Sequence[PlanSet], seed: int) -> None:
+    def __init__(self, number: int, sets: Sequence[PlanSet], seed: int, *, is_uniform: bool = False) -> None:
         self.number = number
         self._sets = sets
-        cut = [_cut(plan, draw_seed(seed, number, dataset, "samples")) for dataset, plan in enumerate(sets)]
-        self._buckets = [buckets for buckets, _ in cut]
-        self._tables = [table for _, table in cut]
-        lengths = [len(table) for table in self._tables]
-        order = _shuffled((sum(lengths),), draw_seed(seed, number, "mix"))
-        self._datasets = np.repeat(np.arange(len(sets)), lengths)[order]
+        self._seed = seed
+        self._cuts: dict[int, tuple[Ints, Ints]] = {}
+        lengths = [plan.length if plan.is_in_epoch(number) else 0 for plan in sets]
+        # A set's micro-batches fall evenly at random on the time from 0 to its end, when it is exhausted. As long as it lasts,
+        # a draw is its own by its weight among those that last: one over that time for each of its micro-batches.
+        ends = [(length if is_uniform else 1) / plan.probability for plan, length in zip(sets, lengths, strict=True)]
+        order = np.argsort(_words(sum(lengths), draw_seed(seed, number, "mix")) * np.repeat(ends, lengths), kind="stable")
+        self.datasets: Ints = np.repeat(np.arange(len(sets)), lengths)[order]
+        """The set of each micro-batch."""
         self._rows = np.concatenate([np.arange(length) for length in lengths])[order]
 
     def __len__(self) -> int:
@@ -80,11 +110,14 @@ class Epoch:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> MicroBatch:
-        dataset, row = int(self._datasets[index]), int(self._rows[index])
+        dataset, row = int(self.datasets[index]), int(self._rows[index])
+        if dataset not in self._cuts:  # a set that is passed over throughout is not cut
+            self._cuts[dataset] = _cut(self._sets[dataset], draw_seed(self._seed, self.number, dataset, "samples"))
+        buckets, table = self._cuts[dataset]
         return MicroBatch(
             dataset=dataset,
-            bucket_WH=self._sets[dataset].buckets[self._buckets[dataset][row]],
-            ids=tuple(self._tables[dataset][row].tolist()),
+            bucket_WH=self._sets[dataset].buckets[buckets[row]],
+            ids=tuple(table[row].tolist()),
             epoch=self.number,
             index=index,
         )
@@ -104,49 +137,62 @@ class Dealt:
 
 
 class Stream:
-    """All epochs, one after another, without end."""
+    """All epochs, one after another, without end but where all sets have one."""
 
-    def __init__(self, sets: Sequence[PlanSet], seed: int) -> None:
+    def __init__(self, sets: Sequence[PlanSet], seed: int, *, is_uniform: bool = False) -> None:
+        """`is_uniform`: draws weigh sets by their probability alone, and not by their share of the micro-batches too."""
         assert sets, "a run has at least one set"
         self.sets = tuple(sets)
         self.seed = seed
-        self.epoch_length = sum(int(plan.batches.sum()) for plan in self.sets)
-        """Micro-batches in an epoch."""
+        self.is_uniform = is_uniform
+        self.epoch_length = sum(plan.length for plan in self.sets)
+        """Micro-batches in an epoch that all sets take part in."""
 
     def epoch(self, number: int) -> Epoch:
-        """The micro-batches of epoch `number`, from 0."""
-        return Epoch(number, self.sets, self.seed)
+        """The micro-batches of epoch `number`, from 0, whatever step they come at."""
+        return Epoch(number, self.sets, self.seed, is_uniform=self.is_uniform)
 
-    def micro_batches(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The whole stream from `cursor` on."""
-        number, position = cursor.epoch, cursor.position
-        while True:
-            epoch = self.epoch(number)
-            for index in range(position, len(epoch)):
-                yield epoch[index]
-            number, position = number + 1, 0
+    def next_epoch(self, number: int, step: int) -> int | None:
+        """The first epoch after `number` that has something for this optimiser step; None if none ever has."""
+        members = [plan for plan in self.sets if plan.is_in_step(step) and plan.end_epoch > number + 1]
+        return min((max(plan.first_epoch, number + 1) for plan in members), default=None)
 
     def groups(self, cursor: Cursor, *, rank: int, ranks: int, accumulation: int) -> Iterator[Dealt]:
-        """Step after step, the micro-batches of `rank`: every `ranks`-th of the next `ranks` x `accumulation`."""
-        micros = self.micro_batches(cursor)
+        """Step after step, the micro-batches of `rank`: every `ranks`-th of the next `ranks` x `accumulation`.
+
+        Those of sets that the step may not draw from are passed over. Ends where no set has enough for another step.
+        """
+        number, position, step = cursor.epoch, cursor.position, cursor.step
+        epoch = self.epoch(number)
         while True:
-            step = [next(micros) for _ in range(ranks * accumulation)]
-            ends = np.cumsum([len(micro.ids) for micro in step]).tolist()
+            is_open = [plan.is_in_step(step) for plan in self.sets]
+            micros: list[MicroBatch] = []
+            while len(micros) < ranks * accumulation:
+                if position == len(epoch):
+                    following = self.next_epoch(number, step)
+                    if following is None:
+                        return
+                    number, position = following, 0
+                    epoch = self.epoch(number)
+                    continue
+                if is_open[epoch.datasets[position]]:
+                    micros.append(epoch[position])
+                position += 1
+            step += 1
+            after = Cursor(number + 1, 0, step) if position == len(epoch) else Cursor(number, position, step)
+            ends = np.cumsum([len(micro.ids) for micro in micros]).tolist()
             firsts = [0, *ends[:-1]]
-            yield Dealt(tuple(step[rank::ranks]), tuple(firsts[rank::ranks]), ends[-1], self._after(step[-1]))
-
-    def _after(self, micro: MicroBatch) -> Cursor:
-        last = micro.index + 1 == self.epoch_length
-        return Cursor(micro.epoch + 1, 0) if last else Cursor(micro.epoch, micro.index + 1)
+            yield Dealt(tuple(micros[rank::ranks]), tuple(firsts[rank::ranks]), ends[-1], after)
 
 
-def _shuffled(shape: tuple[int, ...], seed: int) -> Ints:
-    """Permutations of the last axis' indices, one for each row.
+def _words(count: int, seed: int) -> NDArray[np.uint64]:
+    """Random words: raw ones, which numpy promises for good, as it does not the results of `Generator`."""
+    return np.random.PCG64(seed).random_raw(count)
 
-    Raw generator words and a stable sort: numpy promises those for good, the results of `Generator.permutation` it does not.
-    """
-    words = np.random.PCG64(seed).random_raw(math.prod(shape))
-    return np.argsort(words.reshape(shape), axis=-1, kind="stable")
+
+def _shuffled(rows: int, length: int, seed: int) -> Ints:
+    """Permutations of `length` indices, one for each row."""
+    return np.argsort(_words(rows * length, seed).reshape(rows, length), axis=-1, kind="stable")
 
 
 def _cut(plan: PlanSet, seed: int) -> tuple[Ints, Ints]:
@@ -154,7 +200,7 @@ def _cut(plan: PlanSet, seed: int) -> tuple[Ints, Ints]:
 
     The last row of a bucket is filled up with the bucket's first samples of this epoch, round and round if it is smaller.
     """
-    passes = _shuffled((plan.passes, len(plan.ids)), seed).ravel()
+    passes = _shuffled(plan.passes, len(plan.ids), seed).ravel()
     by_bucket = passes[np.argsort(plan.bucket_ids[passes], kind="stable")]
     visits, batches = plan.visits, plan.batches
     starts = np.cumsum(visits) - visits

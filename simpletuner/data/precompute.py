@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simpletuner.data.cache import KEY_DTYPE, Item, Keys, TensorCache, item_key
-from simpletuner.data.pixels import RESIZE_RECIPE, Unreadable, read_pixels
+from simpletuner.data.cache import KEY_DTYPE, Item, Keys, TensorCache
+from simpletuner.data.encoding import Encode, Ids, Spread, chunks_of, latent_items, latent_key, latent_recipe
+from simpletuner.data.keep import Fetched, Pending
+from simpletuner.data.pixels import Unreadable, read_pixels
 from simpletuner.data.ranks import Ranks, together
-from simpletuner.data.samples import ImageEncoder, Place, Recipe
+from simpletuner.data.samples import PictureEncoder, Recipe
 from simpletuner.errors import RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -32,13 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LatentStore", "fill_latents"]
 
-Encode = Callable[[Tensor, Sequence[str]], Tensor]
-Ids = NDArray[np.int64]
-
 SAVE_EVERY_S = 300.0
 """How much reading a kill may cost; encoded latents are safe much sooner."""
-SPREAD_SAMPLES = 64
-"""Fewer pictures say little about the spread of a channel."""
 NAMED = 10
 """Files named in one line."""
 
@@ -55,18 +52,30 @@ class LatentStore:
         """Latents (C, H, W), in the dtype they are stored in."""
         return self.cache.get(self.keys[sample].decode())["latents"]
 
+    def fetch(self, samples: Sequence[int]) -> Fetched:
+        """Latents of some samples, read now."""
+        latents = [self.get(sample) for sample in samples]
+        return Fetched(tuple(samples), Pending(lambda: latents, is_ready=True))
+
 
 def fill_latents(
-    sets: Sequence[ImageSet], encoder: ImageEncoder, *, dtype: str, device: str, ranks: Ranks, tell: Tell
+    sets: Sequence[ImageSet],
+    encoder: PictureEncoder,
+    *,
+    dtype: str,
+    device: str,
+    ranks: Ranks,
+    tell: Tell,
+    part: str = "",
 ) -> list[LatentStore]:
     """Encode what is missing of all sets, all ranks together, and hand back where everything is.
 
-    Latents are stored as `dtype` ("float16", "float32"). Raises DataError for a set that has no readable picture.
+    Latents are stored as `dtype` ("float16", "float32"). `part` names what is made besides the latents, after them: the
+    manifest then notes nothing of it. Raises DataError for a set that has no readable picture.
     """
-    facts = {**encoder.recipe.facts, "pixels": RESIZE_RECIPE, "stored": dtype}
-    recipe = Recipe(encoder.recipe.name, facts)
+    recipe = latent_recipe(encoder, dtype)
     with encoder.lent(device) as encode:
-        return [_Fill(images, recipe, encode, getattr(torch, dtype), ranks, tell).run() for images in sets]
+        return [_Fill(images, recipe, encode, getattr(torch, dtype), ranks, tell, part).run() for images in sets]
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,12 @@ class _Picture:
 class _Fill:
     """One set on its way into the cache."""
 
-    def __init__(self, images: ImageSet, recipe: Recipe, encode: Encode, dtype: torch.dtype, ranks: Ranks, tell: Tell) -> None:
+    def __init__(
+        self, images: ImageSet, recipe: Recipe, encode: Encode, dtype: torch.dtype, ranks: Ranks, tell: Tell, part: str
+    ) -> None:
         self.images = images
-        self.id = images.entry.id
+        self.id = f"{images.entry.id} ({part})" if part else images.entry.id
+        self.part = part
         self.recipe = recipe
         self.cache = TensorCache(images.cache_dir, recipe)
         self.encode = encode
@@ -102,7 +114,7 @@ class _Fill:
         self.faults: list[tuple[int, str, str]] = []
         self.made: set[str] = set()
         self.reasons: Counter[str] = Counter()
-        self.spread = _Spread()
+        self.spread = Spread()
 
     def run(self) -> LatentStore:
         self._on_first(lambda: self.cache.set_aside(self.tell))
@@ -135,16 +147,17 @@ class _Fill:
         for sample in alive.tolist():
             known = self.images.remembered(sample)
             if known is not None:
-                key = _latent_key(known.digest, self.images.place(sample))
+                key = latent_key(known.digest, self.images.place(sample))
                 self.keys[sample] = key.encode()
-                if (known.latent_key, known.recipe) != (key, self.recipe.digest):
+                if not self.part and (known.latent_key, known.recipe) != (key, self.recipe.digest):
                     outdated.append(sample)
         return outdated
 
     def _remember(self, sample: int, digest: bytes) -> None:
-        key = _latent_key(digest, self.images.place(sample))
+        key = latent_key(digest, self.images.place(sample))
         self.keys[sample] = key.encode()
-        self.images.remember(sample, digest, key, self.recipe.digest)
+        if not self.part:
+            self.images.remember(sample, digest, key, self.recipe.digest)
 
     def _work(self, todo: Ids) -> dict[str, Any]:
         """This rank's share: read, encode and write; what the other ranks must know of it."""
@@ -154,7 +167,7 @@ class _Fill:
             task = f"encoding pictures of {self.id}"
             self.tell(Progress(task, 0, total, "pictures"))
             with self.cache.writer(self.images.entry.write_batch_size) as writer:
-                for pictures in _ahead(chunks, self._read):
+                for pictures in _ahead(chunks, self._read, self.images.entry.read_batch_size):
                     writer.add(self._encoded(self._fresh(pictures)))
                     done += len(pictures)
                     self.tell(Progress(task, done, total, "pictures"))
@@ -171,7 +184,7 @@ class _Fill:
         try:
             raw = self.images.read(sample)
             digest = hashlib.blake2b(raw, digest_size=16).digest()
-            key = _latent_key(digest, place)
+            key = latent_key(digest, place)
             if self.cache.has(key):
                 return _Picture(sample, digest, key)
             return _Picture(sample, digest, key, self._reason(sample, digest, key), read_pixels(raw, place))
@@ -181,6 +194,8 @@ class _Fill:
     def _reason(self, sample: int, digest: bytes, key: str) -> str:
         """Why a picture is encoded."""
         known = self.images.remembered(sample) or self.images.previous(sample)
+        if self.part:
+            return "not in the cache"
         if known is None:
             return "new"
         if known.digest != digest:
@@ -207,18 +222,12 @@ class _Fill:
         if not pictures:
             return []
         pixels_B3HW = torch.stack([picture.pixels for picture in pictures if picture.pixels is not None])
-        latents_BCHW = self.encode(pixels_B3HW, [picture.key for picture in pictures])
-        stored_BCHW = latents_BCHW.to(self.dtype)
-        self.spread.add(latents_BCHW)
-        for picture, latents_CHW in zip(pictures, stored_BCHW, strict=True):
-            if not latents_CHW.isfinite().all():  # one NaN in training would spoil the weights for good
-                raise RunError(
-                    f"The latents of {self.id}/{self.images.file(picture.sample)} are not finite.",
-                    why=f"the image encoder overflowed, or gave more than {self.dtype} can hold.",
-                    mend='use the image encoder (VAE) that the model was trained with, or set "mixed_precision" to "no".',
-                )
+        keys = [picture.key for picture in pictures]
+        latents_BCHW = self.encode(pixels_B3HW, keys)
+        if not self.part:
+            self.spread.add(latents_BCHW)
         self.reasons.update(picture.reason for picture in pictures)
-        return [(picture.key, {"latents": latents_CHW}) for picture, latents_CHW in zip(pictures, stored_BCHW, strict=True)]
+        return latent_items(self.images, [picture.sample for picture in pictures], keys, latents_BCHW, self.dtype)
 
     def _take_in(self, shares: Sequence[dict[str, Any]]) -> None:
         """What any rank learned, all ranks know, in the same order."""
@@ -237,67 +246,31 @@ class _Fill:
         self.tell(Notice(_verdict(self.id, len(self.images.alive()), reasons)))
 
 
-class _Spread:
-    """The standard deviation of each channel over all fresh latents."""
-
-    def __init__(self) -> None:
-        self.pictures = 0
-        self._cells = 0
-        self._sum_C = torch.zeros((), dtype=torch.float64)
-        self._squares_C = torch.zeros((), dtype=torch.float64)
-
-    def add(self, latents_BCHW: Tensor) -> None:
-        latents_CN = latents_BCHW.double().transpose(0, 1).flatten(1)
-        self.pictures += len(latents_BCHW)
-        self._cells += latents_CN.shape[1]
-        self._sum_C = self._sum_C + latents_CN.sum(1)
-        self._squares_C = self._squares_C + latents_CN.square().sum(1)
-
-    def warning(self, dataset: str) -> str:
-        """What looks wrong, or "". A single odd channel is not news: the middle one must be far from 1."""
-        if self.pictures < SPREAD_SAMPLES:
-            return ""
-        std_C = (self._squares_C / self._cells - (self._sum_C / self._cells).square()).clamp(min=0).sqrt()
-        if 0.5 <= float(std_C.median()) <= 2:
-            return ""
-        low, high = float(std_C.min()), float(std_C.max())
-        return (
-            f"{dataset}: the standard deviation of the latents' channels is {low:.2g} to {high:.2g}, "
-            "where about 1 is expected. Is this the image encoder (VAE) that the model was trained with?"
-        )
-
-
-def _latent_key(digest: bytes, place: Place) -> str:
-    return item_key(digest.hex(), place.resized_WH, place.corner_XY, place.target_WH)
-
-
 def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[Ids]:
     """What is to be encoded at once: pictures of one bucket that are still to do.
 
     Chunks are cut from all samples, in their order, and then lose what is done: what a kill left over is encoded in the same
     batches as if there had been no kill, and so to the same bits. Empty chunks stay, so that all ranks deal out the same list.
     """
-    order = np.argsort(bucket_ids, kind="stable")
-    ends = np.flatnonzero(np.diff(bucket_ids[order])) + 1
     is_todo = np.zeros(len(bucket_ids), np.bool_)
     is_todo[todo] = True
-    return [
-        samples[is_todo[samples]]
-        for bucket in np.split(order, ends)
-        for samples in np.split(bucket, range(size, len(bucket), size))
-    ]
+    return [samples[is_todo[samples]] for samples in chunks_of(bucket_ids, size)]
 
 
-def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture]) -> Iterator[list[_Picture]]:
-    """Chunks of pictures in their order, read by threads while the caller works. A bounded number waits in memory."""
+def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture], most: int | None) -> Iterator[list[_Picture]]:
+    """Chunks of pictures in their order, read by threads while the caller works.
+
+    At most `most` pictures (unset: twice as many as there are threads), or the next chunk, are read ahead.
+    """
     workers = min(16, _cores())
+    most = 2 * workers if most is None else most
     with ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
         waiting: deque[list[Future[_Picture]]] = deque()
         try:
             for chunk in chunks:
                 if len(chunk):
                     waiting.append([pool.submit(read, int(sample)) for sample in chunk])
-                if len(waiting) > 1 and sum(map(len, waiting)) > 2 * workers:
+                if len(waiting) > 1 and sum(map(len, waiting)) > most:
                     yield [picture.result() for picture in waiting.popleft()]
             while waiting:
                 yield [picture.result() for picture in waiting.popleft()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simpletuner.data.cache import TensorCache, item_key
+from simpletuner.data.keep import Pending
 from simpletuner.data.ranks import Ranks, together
 from simpletuner.data.samples import Embeds, Prompt, Recipe, TextEncoder
 from simpletuner.events import Notice, Progress, Tell
@@ -20,7 +21,7 @@ from simpletuner.events import Notice, Progress, Tell
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["UNCOND", "PromptStore", "training_prompts"]
+__all__ = ["UNCOND", "PromptStore", "prompt_key", "training_prompts"]
 
 UNCOND = Prompt("", "uncond")
 """What stands for a dropped caption."""
@@ -48,17 +49,22 @@ class PromptStore:
     def missing(self, recipe: Recipe, prompts: Iterable[Prompt]) -> list[Prompt]:
         """The prompts that an encoder has still to encode, each once."""
         unique = list(dict.fromkeys(prompts))
-        held = self._caches[recipe.digest].held([_key(prompt) for prompt in unique])
+        held = self._caches[recipe.digest].held([prompt_key(prompt) for prompt in unique])
         return [unique[i] for i in np.flatnonzero(~held)]
 
     def get(self, prompt: Prompt) -> Embeds:
         """One prompt's embeds, those of all encoders together."""
         embeds: Embeds = {}
         for cache in self._caches.values():
-            part = cache.get(_key(prompt))
+            part = cache.get(prompt_key(prompt))
             assert not embeds.keys() & part.keys(), f"two encoders both give {sorted(embeds.keys() & part.keys())}"
             embeds.update(part)
         return embeds
+
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[Embeds]]:
+        """The embeds of some prompts, read now."""
+        embeds = [self.get(prompt) for prompt in prompts]
+        return Pending(lambda: embeds, is_ready=True)
 
     def fill(self, encoder: TextEncoder, prompts: Iterable[Prompt], *, device: str, ranks: Ranks, tell: Tell) -> None:
         """Encode what is missing, all ranks together. The encoder is loaded only where there is something to do."""
@@ -77,7 +83,7 @@ class PromptStore:
                     tell(Progress(task, 0, total, "prompts"))
                     for chunk in todo:
                         embeds = encode(chunk)
-                        writer.add([(_key(prompt), part) for prompt, part in zip(chunk, embeds, strict=True)])
+                        writer.add([(prompt_key(prompt), part) for prompt, part in zip(chunk, embeds, strict=True)])
                         done += len(chunk)
                         tell(Progress(task, done, total, "prompts"))
             return total
@@ -88,5 +94,6 @@ class PromptStore:
         tell(Notice(f"{verdict}, {encoded:,} encoded" if encoded else verdict))
 
 
-def _key(prompt: Prompt) -> str:
+def prompt_key(prompt: Prompt) -> str:
+    """What makes a prompt's embeds its own."""
     return item_key(prompt.text, prompt.role)

@@ -25,6 +25,7 @@ __all__ = [
     "ImageEncoder",
     "LatentSpec",
     "MicroBatch",
+    "PictureEncoder",
     "Place",
     "Prompt",
     "Recipe",
@@ -123,12 +124,25 @@ class ImageEncoder(Protocol):
         """
 
 
+class PictureEncoder(Protocol):
+    """Anything that makes a tensor of a picture and is on loan: an image encoder is one."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What alters all that it makes."""
+
+    def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor, Sequence[str]], Tensor]]:
+        """Yields `encode`: pixels as for `ImageEncoder` -> a tensor (B, ...) float32 on the CPU."""
+
+
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its stream: micro-batches `[0, position)` of `epoch` are done."""
+    """Where a run stands in its stream: micro-batches `[0, position)` of `epoch` are done, or were passed over."""
 
     epoch: int = 0
     position: int = 0
+    step: int = 0
+    """Optimiser steps done: a set may start and end at a step."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,8 @@ class Batch:
     """First of this batch's strata among those of the whole optimiser step."""
     slots: int
     """Strata of the whole optimiser step: samples over all ranks and accumulation."""
+    mask_B1HW: Tensor | None = None
+    """How much each cell of the latents counts, float32 in [0, 1]; None: all alike."""
 
 
 def draw_seed(*words: int | str) -> int:

@@ -14,23 +14,23 @@ from simpletuner.diffusion.process import along
 __all__ = ["huber", "huber_c", "l2", "perturbation", "sample_loss", "smooth_l1"]
 
 
-def l2(answer_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+def l2(answer_BCHW: Tensor, target_BCHW: Tensor, *, mask_B1HW: Tensor | None = None) -> Tensor:
     """Mean squared error of each sample, (B,) float32."""
-    return (answer_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
+    return _mean((answer_BCHW.float() - target_BCHW.float()).square(), mask_B1HW)
 
 
-def huber(answer_BCHW: Tensor, target_BCHW: Tensor, c_B: Tensor) -> Tensor:
+def huber(answer_BCHW: Tensor, target_BCHW: Tensor, c_B: Tensor, *, mask_B1HW: Tensor | None = None) -> Tensor:
     """Mean of 2c (sqrt(d^2 + c^2) - c) of each sample, (B,) float32: d^2 for |d| far below c, 2c |d| far above."""
-    return c_B.float() * smooth_l1(answer_BCHW, target_BCHW, c_B)
+    return c_B.float() * smooth_l1(answer_BCHW, target_BCHW, c_B, mask_B1HW=mask_B1HW)
 
 
-def smooth_l1(answer_BCHW: Tensor, target_BCHW: Tensor, c_B: Tensor) -> Tensor:
+def smooth_l1(answer_BCHW: Tensor, target_BCHW: Tensor, c_B: Tensor, *, mask_B1HW: Tensor | None = None) -> Tensor:
     """Mean of 2 (sqrt(d^2 + c^2) - c) of each sample, (B,) float32: d^2 / c for |d| far below c, 2 |d| far above."""
     d_BCHW = answer_BCHW.float() - target_BCHW.float()
     c_B111 = along(c_B, d_BCHW)
     # d^2 / (sqrt(d^2 + c^2) + c) is sqrt(d^2 + c^2) - c without the difference of near-equal numbers, which for |d| far below c
     # leaves no digit in float32. And hypot takes no square, which a small c would lose.
-    return (2 * d_BCHW.square() / (torch.hypot(d_BCHW, c_B111) + c_B111)).flatten(1).mean(1)
+    return _mean(2 * d_BCHW.square() / (torch.hypot(d_BCHW, c_B111) + c_B111), mask_B1HW)
 
 
 def huber_c(objective: Objective, t_B: Tensor, flow_time_B: Tensor) -> Tensor:
@@ -44,13 +44,27 @@ def huber_c(objective: Objective, t_B: Tensor, flow_time_B: Tensor) -> Tensor:
 
 
 def sample_loss(
-    objective: Objective, answer_BCHW: Tensor, target_BCHW: Tensor, *, t_B: Tensor, flow_time_B: Tensor
-) -> Tensor:  # fmt: skip
-    """Loss of each sample by `loss_type`, (B,) float32."""
+    objective: Objective,
+    answer_BCHW: Tensor,
+    target_BCHW: Tensor,
+    *,
+    t_B: Tensor,
+    flow_time_B: Tensor,
+    mask_B1HW: Tensor | None = None,
+) -> Tensor:
+    """Loss of each sample by `loss_type`, (B,) float32. With a mask only of the cells that it shows."""
     if objective.loss_type == "l2":
-        return l2(answer_BCHW, target_BCHW)
+        return l2(answer_BCHW, target_BCHW, mask_B1HW=mask_B1HW)
     distance = huber if objective.loss_type == "huber" else smooth_l1
-    return distance(answer_BCHW, target_BCHW, huber_c(objective, t_B, flow_time_B))
+    return distance(answer_BCHW, target_BCHW, huber_c(objective, t_B, flow_time_B), mask_B1HW=mask_B1HW)
+
+
+def _mean(distance_BCHW: Tensor, mask_B1HW: Tensor | None) -> Tensor:
+    """Mean of each sample, weighed by its mask: sum(m e) / (C sum(m)); 0 where the mask is empty, gradients too."""
+    if mask_B1HW is None:
+        return distance_BCHW.flatten(1).mean(1)
+    weight_B = distance_BCHW.shape[1] * mask_B1HW.flatten(1).sum(1)
+    return (mask_B1HW * distance_BCHW).flatten(1).sum(1) / weight_B.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def perturbation(objective: Objective, step: int) -> float:

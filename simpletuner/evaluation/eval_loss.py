@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from simpletuner.config.run import Run
+from simpletuner.data.batches import Latents, Prompts
 from simpletuner.data.index import ImageSet
-from simpletuner.data.precompute import LatentStore
-from simpletuner.data.prompts import PromptStore
 from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt, draw_seed
 from simpletuner.data.whole import write_whole
 from simpletuner.diffusion.density import Density
 from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
-from simpletuner.evaluation.gallery import Weights, standing
+from simpletuner.evaluation.gallery import standing
+from simpletuner.evaluation.names import Weights
 from simpletuner.events import Measured, Notice, Progress
 from simpletuner.training.jobs import Due, interval_steps
 
@@ -88,8 +88,8 @@ class Judge:
         self,
         run: Run,
         sets: Sequence[ImageSet],
-        latents: Sequence[LatentStore],
-        prompts: PromptStore,
+        latents: Sequence[Latents],
+        prompts: Prompts,
         *,
         steps_per_epoch: Fraction,
     ) -> None:
@@ -99,7 +99,7 @@ class Judge:
         self.due = Due()
         if sets:
             by_epochs = interval_steps(options.eval_epoch_interval, steps_per_epoch)
-            self.due = Due(options.eval_steps_interval, by_epochs, at_start=True, at_end=True)
+            self.due = Due(options.eval_steps_interval, by_epochs, at_start=True, at_end=True, name="eval loss")
         self._times = options.eval_timesteps
         self._pooled = options.eval_dataset_pooling or len(sets) == 1
         self._shows_ema = run.ema.use_ema and run.ema.ema_validation != "none"
@@ -207,11 +207,12 @@ class Judge:
     def _judge(self, trainer: Trainer, part: Slice) -> Tensor:
         """(N, B) float32."""
         engine, family, images = trainer.engine, trainer.family, self._sets[part.dataset]
-        latents = [self._latents[part.dataset].get(i).float() for i in part.ids]
-        noises = [_noise(latents_CHW, images, i) for latents_CHW, i in zip(latents, part.ids, strict=True)]
+        fetched = self._latents[part.dataset].fetch(part.ids)  # of a live set, perhaps what stands in for an unreadable picture
+        latents, ids = [each.float() for each in fetched.latents.finish()], fetched.samples
+        noises = [_noise(latents_CHW, images, i) for latents_CHW, i in zip(latents, ids, strict=True)]
         x0_BCHW, noise_BCHW = (engine.to_device(torch.stack(parts)) for parts in (latents, noises))
-        embeds = [self._prompts.get(Prompt(images.captions(i)[0])) for i in part.ids]
-        cond = family.collate(embeds, [images.place(i) for i in part.ids])
+        embeds = self._prompts.fetch([Prompt(images.captions(i)[0]) for i in ids]).finish()
+        cond = family.collate(embeds, [images.place(i) for i in ids])
         cond = {name: engine.to_device(tensor) for name, tensor in cond.items()}
         losses = []
         for t in self._grid(trainer, part):
@@ -244,8 +245,9 @@ def slices(sets: Sequence[ImageSet], count: int | None, batch_size: int) -> list
         for sample in chosen(images, count):
             by_bucket.setdefault(int(images.bucket_ids[sample]), []).append(sample)
         for bucket, ids in sorted(by_bucket.items()):
-            starts = range(0, len(ids), batch_size)
-            found += [Slice(dataset, images.buckets[bucket], tuple(ids[start : start + batch_size])) for start in starts]
+            size = images.entry.train_batch_size or batch_size
+            starts = range(0, len(ids), size)
+            found += [Slice(dataset, images.buckets[bucket], tuple(ids[start : start + size])) for start in starts]
     return found
 
 

@@ -5,36 +5,36 @@ Which pictures is `prompts.py`'s; how one is made is the family's. Rank 0 render
 
 from __future__ import annotations
 
-import io
-import re
-import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from simpletuner.config.run import Run
+from simpletuner.data.live_prompts import LivePrompts
 from simpletuner.data.prompts import PromptStore
 from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt
-from simpletuner.data.whole import write_whole
-from simpletuner.errors import RunError
-from simpletuner.events import Painted, Progress
+from simpletuner.evaluation.clip_score import ClipScore, figures_of
+from simpletuner.evaluation.files import PictureFiles, png_of
+from simpletuner.evaluation.names import Weights, facts, file_name, is_painted
+from simpletuner.evaluation.page import write_page
+from simpletuner.evaluation.previews import Previews
+from simpletuner.events import Measured, Painted, Progress
 from simpletuner.families.base import Shot
-from simpletuner.training.jobs import Due
+from simpletuner.training.jobs import Due, interval_steps
 from simpletuner.training.optimizers import averaged
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Gallery", "Weights", "file_name", "is_complete", "is_painted", "standing", "write_png"]
+__all__ = ["Gallery", "is_complete", "standing"]
 
 FOLDER = "validation"
-Weights = Literal["base", "trained", "ema"]
+BASE_FOLDER = "benchmark"
 SHOWN: dict[str, tuple[Weights, ...]] = {"none": ("trained",), "ema_only": ("ema",), "comparison": ("trained", "ema")}
 """Which weights paint the gallery, by `ema_validation`."""
 TASKS = {
@@ -42,33 +42,45 @@ TASKS = {
     "trained": "gallery at step {step}",
     "ema": "gallery of the average at step {step}",
 }
-NAME_BYTES = 100
-"""Longest nickname in a file name; file systems allow 255 bytes for the whole."""
 
 
 class Gallery:
     """Renders the shots at its times, and the base's own pictures of them before the first."""
 
-    def __init__(self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore) -> None:
-        folder = Path(run.checkpointing.output_dir)
-        self._folder = folder / FOLDER
-        self._base_folder = None if run.validation.disable_benchmark else folder / "benchmark"
+    def __init__(
+        self, run: Run, shots: tuple[Shot, ...], prompts: PromptStore | LivePrompts, *, steps_per_epoch: Fraction
+    ) -> None:
+        self._run_folder = Path(run.checkpointing.output_dir)
+        self._folder = self._run_folder / FOLDER
+        self._base_folder = None if run.validation.disable_benchmark else self._run_folder / BASE_FOLDER
         self._on_startup = run.validation.validation_on_startup
         self._shots = shots
         self._prompts = prompts
         self._kinds = kinds(run)
+        self._files = PictureFiles()
+        self._previews = Previews(run)
+        self._clip = ClipScore(run) if run.scores.evaluation_type == "clip" else None
         self._start: int | None = None
         """Step at which this process began."""
         self._painted: int | None = None
         """Step of the newest gallery."""
         steps = run.validation.validation_step_interval
         assert steps is not None, "config/derive.py fills in validation_step_interval"
-        self.due = Due(steps=steps, at_start=True, at_end=True, asked="validate")
+        epoch_steps = interval_steps(run.validation.validation_epoch_interval, steps_per_epoch)
+        self.due = Due(
+            steps=steps, epoch_steps=epoch_steps, at_start=True, at_end=True, asked="validate", name="gallery" if shots else ""
+        )
 
     def run(self, trainer: Trainer) -> None:
         """Paint what is due. The first call is the one before the first step."""
         if self._shots:
-            together(trainer.engine, lambda: self._run(trainer) if trainer.engine.rank == 0 else None)
+            together(trainer.engine, lambda: self._run_and_report(trainer) if trainer.engine.rank == 0 else None)
+
+    def _run_and_report(self, trainer: Trainer) -> None:
+        self._files.retry(trainer.tell)
+        self._run(trainer)
+        write_page(self._run_folder, trainer.tell, galleries=(BASE_FOLDER, FOLDER))
+        self._files.report(trainer.tell, is_last=trainer.is_done)
 
     def _run(self, trainer: Trainer) -> None:
         if self._start is None:
@@ -109,17 +121,33 @@ class Gallery:
         generators = torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else [])
         with generators, torch.no_grad():
             latents = []
-            with standing(trainer, weights), trainer.family.sampler(trainer.denoiser, device) as sample:
+            with (
+                self._previews.lent(trainer, step) as watch,
+                standing(trainer, weights),
+                trainer.family.sampler(trainer.denoiser, device) as sample,
+            ):
                 for done, shot in enumerate(shots.values()):
                     trainer.tell(Progress(task, done, len(shots), "pictures"))
                     cond, uncond = (self._prompts.get(prompt) for prompt in _prompts(shot))
-                    latents.append(sample(shot, cond, uncond, None).cpu())
+                    with trainer.tuning.at_strength(shot.adapter_strength):
+                        latents.append(sample(shot, cond, uncond, watch(shot)).cpu())
             with trainer.family.image_decoder(device) as decode:
                 for (path, shot), latents_1CHW in zip(shots.items(), latents, strict=True):
                     image = decode(latents_1CHW, *map(self._prompts.get, _prompts(shot)))
-                    write_png(image, path, facts(shot, step, weights))
-                    trainer.tell(Painted(path, shot.nickname, shot.prompt, step))
+                    png = png_of(image, facts(shot, step, weights))
+                    self._files.write(png, Painted(path, shot.nickname, shot.prompt, step), trainer.tell)
         trainer.tell(Progress(task, len(shots), len(shots), "pictures"))
+        self._measure(trainer, step, weights)
+
+    def _measure(self, trainer: Trainer, step: int, weights: Weights) -> None:
+        """Score all pictures of this gallery, also those that an earlier run painted. Denoiser and decoder are at rest."""
+        if self._clip is None:
+            return
+        folder = self._base_folder if weights == "base" and self._base_folder else self._folder
+        there = {path: shot for path, shot in self._all(folder, step, weights).items() if self._files.has(path)}
+        pictures = ((self._files.open(path), shot.prompt) for path, shot in there.items())
+        scores = self._clip.scores(pictures, device=trainer.engine.device)
+        trainer.tell(Measured("clip", step, figures_of(scores, weights)))
 
 
 @contextmanager
@@ -145,59 +173,8 @@ def kinds(run: Run) -> tuple[Weights, ...]:
     return SHOWN[run.ema.ema_validation] if run.ema.use_ema else ("trained",)
 
 
-def file_name(shot: Shot, step: int, weights: Weights = "trained") -> str:
-    """`step_<step>_<nickname>_<index>_<W>x<H>.png`, safe on every file system; the average's are named `<nickname>_ema`.
-
-    Nicknames that become the same are still told apart by their index.
-    """
-    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("_")
-    nickname = nickname.encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
-    nickname += "_ema" if weights == "ema" else ""
-    return f"step_{step}_{nickname}_{shot.index}_{shot.width_px}x{shot.height_px}.png"
-
-
-def facts(shot: Shot, step: int, weights: Weights = "trained") -> dict[str, str]:
-    """What the picture says of itself in its metadata."""
-    return {
-        "weights": weights,
-        "nickname": shot.nickname,
-        "prompt": shot.prompt,
-        "negative_prompt": shot.negative,
-        "seed": str(shot.seed),
-        "guidance": str(shot.guidance),
-        "inference_steps": str(shot.steps),
-        "step": str(step),
-        **dict(shot.settings),
-    }
-
-
 def is_complete(run: Run, shots: tuple[Shot, ...], step: int) -> bool:
     """Whether the gallery of `step` has all its pictures."""
     folder = Path(run.checkpointing.output_dir) / FOLDER
     wanted = [(shot, weights) for weights in kinds(run) for shot in shots]
     return all(is_painted(folder / file_name(shot, step, weights), shot, step, weights) for shot, weights in wanted)
-
-
-def is_painted(path: Path, shot: Shot, step: int, weights: Weights = "trained") -> bool:
-    """Whether `path` holds this very picture, by its metadata."""
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path) as image:
-            return facts(shot, step, weights) == image.info
-    except OSError:  # no picture at all: paint it anew
-        return False
-
-
-def write_png(image: Image.Image, path: Path, texts: dict[str, str]) -> None:
-    """Write a PNG with metadata; `path` is either the whole picture or what it was before. Raises RunError."""
-    info = PngInfo()
-    for key, text in texts.items():
-        info.add_itxt(key, text)
-    file = io.BytesIO()
-    image.save(file, format="PNG", pnginfo=info)
-    try:
-        write_whole(path, file.getvalue())
-    except OSError as error:
-        mend = "make room there and start the same command again: it goes on from the last checkpoint."
-        raise RunError(f"{path} could not be written: {error}.", mend=mend) from error

@@ -15,7 +15,7 @@ from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, 
 from transformers import Gemma2Config, Gemma2Model
 
 from simpletuner.errors import UserError
-from simpletuner.examples.tiny_sd3 import SD3_VARIANTS, build_sd3
+from simpletuner.examples.tiny_sd3 import PREVIEW, SD3_VARIANTS, build_sd3
 from simpletuner.examples.tiny_tokenizers import gemma_tokenizer
 from simpletuner.families.common import quiet
 from simpletuner.families.instruction import stock_instruction
@@ -52,7 +52,10 @@ def model_options(family: str, folder: Path) -> dict[str, str]:
             "pretrained_model_name_or_path": str(folder / "stable-cascade-prior"),
             "stable_cascade_decoder_model_name_or_path": str(folder / "stable-cascade"),
         }
-    return {"pretrained_model_name_or_path": str(folder)}
+    options = {"pretrained_model_name_or_path": str(folder)}
+    if family in SD3_VARIANTS:
+        options["sd3_preview_decoder_model_name_or_path"] = str(folder / PREVIEW)
+    return options
 
 
 def build_sana(folder: Path) -> None:

@@ -13,7 +13,7 @@ from diffusers import DDPMWuerstchenScheduler
 from diffusers.models import StableCascadeUNet
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from simpletuner.examples.tiny_tokenizers import clip_tokenizer
 from simpletuner.families.cascade_pictures import undisturbed
@@ -52,7 +52,7 @@ def build_stable_cascade(folder: Path, words: str) -> None:
         from diffusers import StableCascadeDecoderPipeline, StableCascadePriorPipeline
         from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-        stage_c: Any = StableCascadePriorPipeline(prior=prior(layers=2), **both)
+        stage_c: Any = StableCascadePriorPipeline(prior=prior(layers=2), **image_parts(), **both)
         stage_c.save_pretrained(folder / PRIOR)
         prior(layers=1).save_pretrained(folder / PRIOR / "prior_lite")
         vqgan = PaellaVQModel(bottleneck_blocks=1, embed_dim=8, num_vq_embeddings=16)
@@ -61,6 +61,27 @@ def build_stable_cascade(folder: Path, words: str) -> None:
         decoder(width=4).save_pretrained(folder / DECODER / "decoder_lite")
     save(calibrated(EfficientNetEncoder(MINIATURE)), folder / DECODER / "effnet_encoder.safetensors")
     save(Previewer(width=8), folder / DECODER / "previewer.safetensors")
+
+
+def image_parts() -> dict[str, Any]:
+    """What tells the prior of a picture: CLIP-L and how pictures are prepared for it, at 32 px."""
+    with undisturbed():
+        from transformers import CLIPImageProcessor
+
+        processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    with torch.random.fork_rng(devices=[]):  # the other networks are what they were before this one came
+        encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                projection_dim=IMAGE_WIDTH,
+                image_size=32,
+                patch_size=8,
+            )
+        )
+    return {"feature_extractor": processor, "image_encoder": encoder}
 
 
 def prior(layers: int) -> StableCascadeUNet:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from simpletuner.examples.tiny_tokenizers import clip_tokenizer, t5_tokenizer
 from simpletuner.families.common import quiet
 
-__all__ = ["SD3_VARIANTS", "build_sd3"]
+__all__ = ["PREVIEW", "SD3_VARIANTS", "build_sd3"]
+
+PREVIEW = "taesd3"
+"""Folder of the tiny autoencoder, beside the pipeline's parts."""
 
 BLOCKS = 4
 WORDS = "a an the of in on with and photo picture painting drawing portrait red green blue yellow cat dog bear square"
@@ -56,8 +65,10 @@ def build_sd3(folder: Path, variant: str) -> None:
         text_encoder_3=t5,
         tokenizer_3=tokenizers[2],
     )
+    preview: Any = preview_autoencoder()
     with quiet():
         pipeline.save_pretrained(folder)
+        preview.save_pretrained(folder / PREVIEW)
 
 
 def clip_model(tokenizer: CLIPTokenizer, *, width: int, activation: str) -> CLIPTextModelWithProjection:
@@ -112,4 +123,15 @@ def autoencoder() -> AutoencoderKL:
         shift_factor=0.0609,
         scaling_factor=1.5305,
         sample_size=128,
+    )
+
+
+def preview_autoencoder() -> AutoencoderTiny:
+    """TAESD3's layout: eight-fold, 16 channels, latents as the denoiser sees them."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        latent_channels=16,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
     )

@@ -13,14 +13,19 @@ __all__ = ["find", "load"]
 
 NOT_FAMILIES = (
     "base",
+    "cascade_images",
     "cascade_lora",
+    "cascade_options",
     "cascade_parts",
     "cascade_pictures",
+    "cascade_rules",
     "common",
     "instruction",
     "repository",
     "sana_encoders",
     "sd3_encoders",
+    "sd3_previews",
+    "sd3_rules",
     "sd3_transformer",
 )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.config.options import Section
 from simpletuner.config.run import Run
-from simpletuner.data.samples import Cond, Embeds, ImageEncoder, LatentSpec, Place, TextEncoder
+from simpletuner.data.samples import Cond, Embeds, ImageEncoder, LatentSpec, PictureEncoder, Place, TextEncoder
 from simpletuner.errors import Problem
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Shot:
     seed: int
     guidance: float
     steps: int
+    adapter_strength: float = 1.0
+    """How much the trained adapter counts: 1 as it is trained, 0 not at all."""
     settings: tuple[tuple[str, str], ...] = ()
     """What else it is made with that another gallery may be made without, for its metadata."""
 
@@ -114,6 +116,13 @@ class ModelFamily(ABC):
     def image_encoder(self) -> ImageEncoder:
         """What makes latents of pixels."""
 
+    def image_prompts(self) -> tuple[PictureEncoder, float] | None:
+        """What also tells the denoiser of the picture itself, and of which share of samples, if the run asks for it.
+
+        What it makes of a picture comes to `collate` as that sample's "image_D"; other samples have none.
+        """
+        return None
+
     # training
     @abstractmethod
     def load_denoiser(self) -> nn.Module:
@@ -153,6 +162,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def image_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor, Embeds, Embeds], Image]]:
         """Latents (1, C, H, W), as trained on, the prompt's embeds and the negative prompt's -> a picture."""
+
+    @abstractmethod
+    def preview_decoder(self, device: str) -> AbstractContextManager[Callable[[Tensor], Image]]:
+        """Latents in the making (1, C, H, W) -> a picture, quickly and roughly. Lent beside the denoiser."""
+
+    def sampler_steps(self, shot: Shot) -> int:
+        """How many denoising steps `sampler` takes for this picture, so many times it calls `on_step`."""
+        return shot.steps
 
     @abstractmethod
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simpletuner.config.sections import Validation
 from simpletuner.errors import UserError
 from simpletuner.families import common
 from simpletuner.families.repository import Component, Repository
@@ -25,7 +24,6 @@ __all__ = [
     "decode",
     "decoder_pipeline",
     "exact_time",
-    "idle_settings",
     "load_decoder",
     "load_decoder_pipeline",
     "preview",
@@ -131,29 +129,6 @@ def stage_a(repository: Repository) -> Component:
     """Stage A's weights; few repositories have it in another variant than the plain one. Raises UserError."""
     component = repository.component("vqgan")
     return component if component.weights else repository.weights("vqgan")
-
-
-def idle_settings(
-    validation: Validation, *, prior_guidance: float | None, decoder_guidance: float, has_decoder: bool
-) -> Iterator[str]:
-    """What is written of the gallery's pictures and alters none of them."""
-    if validation.validation_prompt is None and validation.validation_prompt_library is None:
-        return
-    if prior_guidance is not None and validation.validation_guidance not in (None, prior_guidance):
-        yield (
-            f"`validation_guidance` {validation.validation_guidance:g} is not used: "
-            f"`stable_cascade_validation_prior_guidance_scale` {prior_guidance:g} wins, and Stage B has its own."
-        )
-    if has_decoder and 0 < decoder_guidance <= 1:
-        yield (
-            f"`stable_cascade_validation_decoder_guidance_scale` {decoder_guidance:g} makes the same pictures as 0: "
-            "the stock decoder guides above 1 only."
-        )
-    if not has_decoder and validation.validation_num_inference_steps is not None:
-        yield (
-            "`validation_num_inference_steps` is Stage B's, and the Previewer paints in its stead: only "
-            "`stable_cascade_validation_prior_num_inference_steps` counts."
-        )
 
 
 def verify_decoder(repository: Repository, subfolder: str) -> None:

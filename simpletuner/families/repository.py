@@ -140,7 +140,10 @@ class Repository:
             )
 
     def component(self, subfolder: str) -> Component:
-        """Fetches a component's small files and weights. A component without the wanted variant comes without one."""
+        """Fetches a component's small files and weights. A component without the wanted variant comes without one.
+
+        "" is the repository's own folder, of a model that is no pipeline.
+        """
         if self.variant:
             kinds = (f"*.{self.variant}.safetensors", f"*.{self.variant}-*.safetensors")
             component = Component(self._folder(subfolder, kinds), self.variant)
@@ -156,7 +159,7 @@ class Repository:
         there = sorted({variant_of(path.name) or "" for path in component.folder.glob("*.safetensors")})
         wanted = f"of the variant `{self.variant}`" if self.variant else "without a variant"
         raise UserError(
-            f"`{self.name}` has no safetensors weights {wanted} in `{subfolder}`.",
+            f"`{self.name}` has no safetensors weights {wanted} in `{subfolder or '.'}`.",
             why=f"looked in `{component.folder}`; weights in other formats are not loaded, since loading them can run code.",
             mend=f'set "variant" to one that is there: {", ".join(name or "(none)" for name in there)}.' if there else "",
         )
@@ -208,8 +211,9 @@ class Repository:
         else:
             from huggingface_hub import snapshot_download
 
-            wanted = [f"{subfolder}/{kind}" for kind in (*SMALL_FILES, *weights)]
-            unwanted = [f"{subfolder}/{kind}" for kind in leave_out]
+            inside = f"{subfolder}/" if subfolder else ""
+            wanted = [f"{inside}{kind}" for kind in (*SMALL_FILES, *weights)]
+            unwanted = [f"{inside}{kind}" for kind in leave_out]
             root = Path(
                 self._asked_of_hub(
                     lambda: snapshot_download(

@@ -82,7 +82,11 @@ class Sana(ModelFamily):
         "its self-attention is linear, without a softmax; its cross-attention has heads 112 wide (72 in the 600M) and masks "
         "the padding of prompts: SageAttention is for heads of 64, 96 or 128, and neither it nor flash-attn knows masks."
     )
-    defaults: ClassVar[Mapping[str, Any]] = {"max_grad_norm": 0.1, "flow_schedule_shift": 3.0}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "max_grad_norm": 0.1,
+        "flow_schedule_shift": 3.0,
+        "validation_preview_steps": 5,  # each frame takes the whole DC-AE
+    }
     Options: ClassVar[type[Section]] = SanaOptions
 
     @property
@@ -234,6 +238,12 @@ class Sana(ModelFamily):
         autoencoder = self.image_encoder()
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _cond, _uncond: autoencoder.decode(vae(), latents_1CHW)
+
+    @contextmanager
+    def preview_decoder(self, device: str) -> Iterator[Callable[[Tensor], Image]]:
+        """DC-AE itself: no small stand-in is published. It needs no more memory than the finished pictures will."""
+        with self.image_decoder(device) as decode:
+            yield lambda latents_1CHW: decode(latents_1CHW, {}, {})
 
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
         return common.save_adapter(weights, lora_config, folder, prefix=DENOISER)

@@ -18,10 +18,12 @@ from simpletuner.config.options import Section, option
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem, UserError
-from simpletuner.families import common
+from simpletuner.families import common, sd3_rules
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.repository import Repository
 from simpletuner.families.sd3_encoders import CLIP_TOKENS, Autoencoder, ClipEncoder, T5Encoder, Uncond
+from simpletuner.families.sd3_previews import TAESD3, tiny_decoder
+from simpletuner.families.sd3_rules import GUIDANCE, LONGEST_T5_TOKENS, STEPS
 from simpletuner.families.sd3_transformer import Shape, load_single_file, verify_single_file
 
 if TYPE_CHECKING:
@@ -39,10 +41,6 @@ ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 ENDS = ("linear", "linear_1", "linear_2", "context_embedder", "pos_embed.proj", "proj_out")
-LONGEST_T5_TOKENS = 154
-"""The cap of SD3's quickstart; no results beyond it are known to us."""
-GUIDANCE, STEPS = 3.0, 28
-HIGH_GUIDANCE = 5.0
 
 
 class SD3Options(Section):
@@ -79,6 +77,9 @@ class SD3Options(Section):
 
     validation_guidance_skip_scale: float = option(2.8, ge=0, when="validation_guidance_skip_layers")
     """Its strength. 2.8 is meant for three layers; double it for each layer more."""
+
+    sd3_preview_decoder_model_name_or_path: str = option(TAESD3, path="repository", when="validation_preview=true")
+    """Hub repository or local folder of the tiny autoencoder that shows the gallery's pictures while they are made."""
 
 
 class StableDiffusion3(ModelFamily):
@@ -129,6 +130,12 @@ class StableDiffusion3(ModelFamily):
         return repository
 
     @cached_property
+    def preview_repository(self) -> Repository:
+        """Where the tiny autoencoder of previews lies."""
+        option = "sd3_preview_decoder_model_name_or_path"
+        return Repository(self.options.sd3_preview_decoder_model_name_or_path, option=option)
+
+    @cached_property
     def denoiser_config(self) -> dict[str, Any]:
         """The transformer's configuration, found to be of the flavour that was asked for and deep enough."""
         config = self.repository.json(DENOISER_CONFIG)
@@ -175,6 +182,8 @@ class StableDiffusion3(ModelFamily):
         else:
             verify_single_file(self.single_file, config, self.repository.name)
         self.repository.verify(*parts)
+        if self.run.previews.validation_preview:
+            self.preview_repository.weights("").verify()
 
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:
         options, precision = self.options, self.run.precision
@@ -320,6 +329,11 @@ class StableDiffusion3(ModelFamily):
         with common.on_loan(autoencoder.load, device) as vae:
             yield lambda latents_1CHW, _cond, _uncond: autoencoder.decode(vae(), latents_1CHW)
 
+    @contextmanager
+    def preview_decoder(self, device: str) -> Iterator[Callable[[Tensor], Image]]:
+        with tiny_decoder(self.preview_repository.weights(""), device) as decode:
+            yield decode
+
     def save_adapter(self, weights: StateDict, lora_config: Mapping[str, Any], folder: Path) -> Path:
         return common.save_adapter(weights, lora_config, folder, prefix=DENOISER)
 
@@ -363,37 +377,10 @@ class StableDiffusion3(ModelFamily):
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
         assert isinstance(run.family, SD3Options)
-        tokens = run.family.tokenizer_max_length
-        if tokens > LONGEST_T5_TOKENS:
-            yield Problem(
-                "tokenizer_max_length",
-                f"`tokenizer_max_length` is {tokens}, more than {LONGEST_T5_TOKENS}.",
-                why="that is the cap of SD3's quickstart: longer prompts are untried, and each takes more of the cache.",
-                mend=f'set it to {LONGEST_T5_TOKENS} or less, or add "i_know_what_i_am_doing": true.',
-                overridable=True,
-            )
-        path = run.model.pretrained_model_name_or_path
-        if path is not None and path.endswith(".safetensors"):
-            yield Problem(
-                "pretrained_model_name_or_path",
-                f'"pretrained_model_name_or_path" is the single file `{path}`.',
-                why="text encoders and autoencoder are needed too, and come from a repository.",
-                mend='name the file in "pretrained_transformer_model_name_or_path" and its repository here.',
-            )
+        return sd3_rules.problems(run, run.family)
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
-        options, validation = run.family, run.validation
-        assert isinstance(options, SD3Options)
+        assert isinstance(run.family, SD3Options)
         yield from common.flow_notices(run)
-        if not options.validation_guidance_skip_layers:
-            return
-        guidance = GUIDANCE if validation.validation_guidance is None else validation.validation_guidance
-        steps = validation.validation_num_inference_steps or STEPS
-        start, stop = options.validation_guidance_skip_layers_start, options.validation_guidance_skip_layers_stop
-        if guidance <= 1:
-            yield f"Skip-layer guidance has no effect: validation_guidance is {guidance:g}, and there is none at 1 and below."
-        elif not any(steps * start < step < steps * stop for step in range(steps)):
-            yield f"Skip-layer guidance has no effect: of {steps} steps none lies between {start:g} and {stop:g} of them."
-        if guidance > HIGH_GUIDANCE:
-            yield f"validation_guidance {guidance:g} is high for skip-layer guidance, which adds to it: about 4 is usual."
+        yield from sd3_rules.notices(run, run.family)

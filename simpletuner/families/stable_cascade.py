@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from simpletuner.config.options import Section, option
+from simpletuner.config.options import Section
 from simpletuner.config.run import Run
 from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem, UserError
 from simpletuner.families import cascade_parts as parts
 from simpletuner.families import cascade_pictures as pictures
-from simpletuner.families import common
+from simpletuner.families import cascade_rules, common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
+from simpletuner.families.cascade_images import ClipImageEncoder
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, PRESETS, load_stage_c_lora
+from simpletuner.families.cascade_options import StableCascadeOptions
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
 from simpletuner.families.repository import Component, Repository
 
@@ -38,52 +40,6 @@ REPOSITORY = "stabilityai/stable-cascade-prior"
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-class StableCascadeOptions(Section):
-    """Stable Cascade's own options."""
-
-    tokenizer_max_length: int = option(parts.PROMPT_TOKENS, ge=1)
-    """Tokens of a prompt, padded or cut to: always 77, for CLIP-G reads no others. Another number is told, not obeyed."""
-
-    stable_cascade_loss_weighting: Literal["p2", "adaptive", "none"] = option("p2")
-    """How noise levels are weighed: `p2` by 1 / (1 + SNR), as the authors' adapters; `adaptive` so that all levels come to
-    count alike, learned while training, as the authors' full fine-tunes; `none`."""
-
-    stable_cascade_schedule_shift: float = option(1.0, gt=0)
-    """Shift of the training noise schedule: above 1 noisier, for pictures larger than 1024 px; below 1 more detail."""
-
-    stable_cascade_effnet_encoder: str | None = option(None, path="input")
-    """The image encoder's weights, `effnet_encoder.safetensors`, or the folder that holds them. Unset: looked for at the root
-    of the decoder's repository, then of the prior's."""
-
-    stable_cascade_use_decoder_for_validation: bool = option(True)
-    """Make the gallery's pictures with Stages B and A, in full size. false: small pictures by the Previewer network."""
-
-    stable_cascade_decoder_model_name_or_path: str = option("stabilityai/stable-cascade", path="repository")
-    """Hub repository or local folder of Stages B and A, of the image encoder and of the Previewer."""
-
-    stable_cascade_decoder_subfolder: str = option("decoder", when="stable_cascade_use_decoder_for_validation=true")
-    """Where Stage B lies in it: `decoder`, `decoder_lite`; or the path of a folder of your own that holds one."""
-
-    stable_cascade_decoder_variant: str | None = option(None, when="stable_cascade_use_decoder_for_validation=true")
-    """Weight-file variant of Stages B and A, e.g. `bf16` for `*.bf16.safetensors`."""
-
-    stable_cascade_decoder_dtype: Literal["bf16", "fp16", "fp32"] | None = option(
-        None, when="stable_cascade_use_decoder_for_validation=true"
-    )
-    """Format of Stage B's weights. Unset: bf16 where the hardware has it, else fp32."""
-
-    stable_cascade_validation_prior_num_inference_steps: int = option(20, ge=1)
-    """Denoising steps of Stage C. `validation_num_inference_steps` are Stage B's."""
-
-    stable_cascade_validation_prior_guidance_scale: float | None = option(None, ge=0)
-    """Guidance of Stage C; none at 1 and below. Unset: `validation_guidance`, else 4.0."""
-
-    stable_cascade_validation_decoder_guidance_scale: float = option(
-        0.0, ge=0, when="stable_cascade_use_decoder_for_validation=true"
-    )
-    """Guidance of Stage B. Up to 1 there is none: 0.0, 0.5 and 1.0 make the same picture."""
 
 
 class StableCascade(ModelFamily):
@@ -164,14 +120,18 @@ class StableCascade(ModelFamily):
             )
         self.repository.verify("text_encoder", self.subfolder)
         self.image_encoder().verify()
+        if self.options.stable_cascade_image_embed_probability:
+            self.repository.verify("image_encoder")
+            self.repository.component("feature_extractor")
         validation = self.run.validation
-        if validation.validation_prompt is None and validation.validation_prompt_library is None:
+        if validation.validation_prompt is None and not validation.validation_prompt_library:
             return
         self.repository.scheduler_config()
-        if self.options.stable_cascade_use_decoder_for_validation:
-            pictures.verify_decoder(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
-        else:
+        has_decoder = self.options.stable_cascade_use_decoder_for_validation
+        if self.run.previews.validation_preview or not has_decoder:
             parts.verify_previewer(self.loose_file(parts.PREVIEWER_FILE))
+        if has_decoder:
+            pictures.verify_decoder(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
 
     def text_encoders(self) -> tuple[parts.ClipEncoder]:
         lending = common.Lending.of_text(self.run, self.run.precision.text_encoder_1_precision)
@@ -182,6 +142,10 @@ class StableCascade(ModelFamily):
         file = parts.own_encoder(Path(own)) if own else self.loose_file(parts.ENCODER_FILE)
         memory = self.run.memory
         return parts.SemanticCompressor(file, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup)
+
+    def image_prompts(self) -> tuple[ClipImageEncoder, float] | None:
+        share = self.options.stable_cascade_image_embed_probability
+        return (ClipImageEncoder(self.repository, self.run.memory.offload_during_startup), share) if share else None
 
     def loose_file(self, name: str) -> Path:
         """A network of the release that comes as one file."""
@@ -228,14 +192,16 @@ class StableCascade(ModelFamily):
         return AdaptiveWeights(self.process.log_snr, device) if is_adaptive else None
 
     def collate(self, embeds: list[Embeds], places: list[Place]) -> Cond:
-        """`image` is zeros, as the sampler's: without any the network would silently not hear the text (diffusers 0.42)."""
+        """`image` is zeros, as the sampler's, unless a picture was given: without any the network would silently not hear the
+        text (diffusers 0.42)."""
         import torch
 
         pooled_BD = torch.stack([embed["pooled_D"] for embed in embeds])
+        zeros_D = pooled_BD.new_zeros(self.denoiser_config["clip_image_in_channels"])
         return {
             "text_BLD": torch.stack([embed["text_LD"] for embed in embeds]),
             "pooled_B1D": pooled_BD[:, None],
-            "image_B1D": pooled_BD.new_zeros(len(embeds), 1, self.denoiser_config["clip_image_in_channels"]),
+            "image_B1D": torch.stack([embed.get("image_D", zeros_D).to(zeros_D) for embed in embeds])[:, None],
         }
 
     def predict(self, denoiser: Any, x_BCHW: Tensor, t_B: Tensor, cond: Cond) -> Tensor:
@@ -288,12 +254,20 @@ class StableCascade(ModelFamily):
     @contextmanager
     def image_decoder(self, device: str) -> Iterator[Callable[[Tensor, Embeds, Embeds], Image]]:
         if not self.options.stable_cascade_use_decoder_for_validation:
-            with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
-                yield lambda x_1CHW, _cond, _uncond: pictures.preview(previewer(), x_1CHW, parts.size_of(x_1CHW))
+            with self.preview_decoder(device) as preview:
+                yield lambda latents_1CHW, _cond, _uncond: preview(latents_1CHW)
             return
         load = partial(pictures.load_decoder, self.decoder, self.vqgan, self._decoder_dtype)
         with common.on_loan(load, device) as decoder:
             yield lambda latents_1CHW, cond, uncond: self._decode(decoder(), latents_1CHW, cond, uncond)
+
+    @contextmanager
+    def preview_decoder(self, device: str) -> Iterator[Callable[[Tensor], Image]]:
+        with common.on_loan(lambda: parts.load_previewer(self.loose_file(parts.PREVIEWER_FILE)), device) as previewer:
+            yield lambda latents_1CHW: pictures.preview(previewer(), latents_1CHW, parts.size_of(latents_1CHW))
+
+    def sampler_steps(self, shot: Shot) -> int:
+        return self.options.stable_cascade_validation_prior_num_inference_steps
 
     @property
     def _decoder_dtype(self) -> str:
@@ -357,39 +331,9 @@ class StableCascade(ModelFamily):
 
     @classmethod
     def check(cls, run: Run) -> Iterable[Problem]:
-        if run.precision.mixed_precision != "no":
-            yield Problem(
-                "mixed_precision",
-                f'Stable Cascade Stage C requires --mixed_precision=no, but it is "{run.precision.mixed_precision}".',
-                why="weights loaded in bf16 barely learn, and fp16 overflows in its response norms.",
-                mend='set "mixed_precision" to "no", or add "i_know_what_i_am_doing": true to go on at your own risk, with '
-                "float32 weights under autocast.",
-                overridable=True,
-            )
-        elif run.dtypes.base == "float16":
-            what = '`base_model_default_dtype` is "fp16", in which Stable Cascade\'s response norms overflow.'
-            yield Problem("base_model_default_dtype", what, mend='leave it at "fp32".', overridable=True)
-        flow = (*type(run.flow).model_fields, "validation_flow_shift")
-        for name in (each for each in flow if run.sources.get(each, "core") not in ("core", "family", "derived")):
-            yield Problem(
-                name,
-                f"`{name}` has no effect on Stable Cascade, which is no flow-matching model.",
-                mend="remove it; `stable_cascade_schedule_shift` shifts this model's schedule.",
-            )
+        return cascade_rules.problems(run)
 
     @classmethod
     def notices(cls, run: Run) -> Iterable[str]:
         assert isinstance(run.family, StableCascadeOptions)
-        if (tokens := run.family.tokenizer_max_length) != parts.PROMPT_TOKENS:
-            yield f"`tokenizer_max_length` {tokens} is overridden: CLIP-G reads {parts.PROMPT_TOKENS} tokens, always."
-        if run.memory.vae_enable_tiling:
-            yield (
-                "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
-                "whole picture, which tiles would change, and its pictures have no decoder in tiles."
-            )
-        yield from pictures.idle_settings(
-            run.validation,
-            prior_guidance=run.family.stable_cascade_validation_prior_guidance_scale,
-            decoder_guidance=run.family.stable_cascade_validation_decoder_guidance_scale,
-            has_decoder=run.family.stable_cascade_use_decoder_for_validation,
-        )
+        return cascade_rules.notices(run, run.family)

@@ -1,4 +1,4 @@
-"""What a user sees of a run, on stderr: bars with speed and time left on a terminal, plain lines in a log file."""
+"""What a user sees of a run, on stderr: one live display on a terminal (`terminal.py`), plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from types import TracebackType
 from typing import Protocol, TextIO
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Column
-from rich.text import Text
 
 from simpletuner.events import Event, Measured, Notice, Painted, Progress, RunFinished, RunStarted, Saved, Stepped
 from simpletuner.reporting.measured import measured_line
+from simpletuner.reporting.terminal import OnTerminal
 
 __all__ = ["Console", "duration"]
 
@@ -26,8 +23,6 @@ LINE_EVERY_S = 10.0
 BRIEF_S = 1.0
 """A task that took less is over before anybody asked: no line tells of its end."""
 TRAINING = "training"
-WIDE = 110
-"""Columns from which a terminal has room for bars besides the figures."""
 
 
 @dataclass
@@ -51,6 +46,9 @@ class Display(Protocol):
 
     def show(self, task: str, done: int, total: int, status: str) -> None:
         """A task stands at `done` of `total`."""
+
+    def figures(self, task: str, figures: str, upcoming: str) -> None:
+        """How the task goes, and what comes next in it."""
 
     def end(self, task: str) -> None:
         """A task is over."""
@@ -102,10 +100,10 @@ class Console:
         if isinstance(event, RunStarted):
             self._display.show(TRAINING, event.step, event.steps, "")
         elif isinstance(event, Stepped):
-            figures = f"loss {event.loss:.4f}, norm {event.grad_norm:.3g}, lr {event.learning_rate:.2e}, epoch {event.epoch}"
             # Timed from the first log point on: before it lie the first gallery and a slow first step.
-            status = f"{self._left(TRAINING, event.step, event.steps)}{event.samples_per_s:.3g} samples/s, {figures}"
-            self._display.show(TRAINING, event.step, event.steps, status)
+            left = self._left(TRAINING, event.step, event.steps)
+            self._display.figures(TRAINING, _figures(event), _upcoming(event))
+            self._display.show(TRAINING, event.step, event.steps, f"{left}{_speed(event)}")
         elif isinstance(event, RunFinished):
             self._display.end(TRAINING)
         elif isinstance(event, Progress):
@@ -131,6 +129,29 @@ class Console:
         return f"{duration((total - done) / speed)} left, " if speed and done < total else ""
 
 
+def _speed(event: Stepped) -> str:
+    steps = f"{event.steps_per_s:.3g} it/s, " if event.steps_per_s else ""
+    return f"{steps}{event.samples_per_s:.3g} samples/s"
+
+
+def _figures(event: Stepped) -> str:
+    figures = f"loss {event.loss:.4f}, norm {event.grad_norm:.3g}, lr {event.learning_rate:.2e}, epoch {event.epoch}"
+    if (memory_gib := event.extra.get("peak_memory_gib")) is not None:
+        figures += f", memory {memory_gib:.1f} GiB at peak"
+        if (share := event.extra.get("peak_memory_share")) is not None:
+            figures += f" ({share:.0%})"
+    return figures
+
+
+def _upcoming(event: Stepped) -> str:
+    """ "next: checkpoint in 40 steps, gallery in 90", the nearest first."""
+    first, *rest = sorted(event.upcoming.items(), key=lambda one: one[1]) or [("", 0)]
+    if not first[0]:
+        return ""
+    head = f"next: {first[0]} in {first[1]:,} {'step' if first[1] == 1 else 'steps'}"
+    return ", ".join([head, *(f"{name} in {steps:,}" for name, steps in rest)])
+
+
 class InLog:
     """Plain lines, flushed: for files, pipes and notebooks of other programs."""
 
@@ -138,6 +159,7 @@ class InLog:
         self._stream = stream
         self._clock = clock
         self._said_s: dict[str, float] = {}
+        self._figures: dict[str, str] = {}
 
     def line(self, text: str, *, warn: bool) -> None:
         print(f"warning: {text}" if warn else text, file=self._stream, flush=True)
@@ -148,56 +170,17 @@ class InLog:
         if is_early and task != TRAINING:  # training speaks at its log points only, and each is wanted
             return
         self._said_s[task] = now_s
-        self.line(f"{task}: {done:,}/{total:,}" + (f"  {status}" if status else ""), warn=False)
+        said = ", ".join(part for part in (status, self._figures.pop(task, "")) if part)
+        self.line(f"{task}: {done:,}/{total:,}" + (f"  {said}" if said else ""), warn=False)
+
+    def figures(self, task: str, figures: str, upcoming: str) -> None:
+        self._figures[task] = figures  # what comes next would be repeated on every line
 
     def end(self, task: str) -> None:
         self._said_s.pop(task, None)
 
     def close(self) -> None:
         pass
-
-
-class Status(ProgressColumn):
-    """Time left, speed and figures; where the terminal is narrow this column is cut, not the others."""
-
-    def __init__(self) -> None:
-        super().__init__(table_column=Column(no_wrap=False))
-
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["status"], style="dim", no_wrap=True, overflow="ellipsis")
-
-
-class OnTerminal:
-    """One bar for each task that is under way; lines scroll above."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        bar = [BarColumn(20)] if terminal.width >= WIDE else []
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False), *bar, MofNCompleteColumn(), Status(), console=terminal
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def line(self, text: str, *, warn: bool) -> None:
-        shown, style = (f"warning: {text}", "yellow") if warn else (text, None)
-        self._bars.console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    def show(self, task: str, done: int, total: int, status: str) -> None:
-        if task not in self._tasks:
-            self._bars.start()
-            self._tasks[task] = self._bars.add_task(task, total=total, completed=done, status=status)
-        self._bars.update(self._tasks[task], completed=done, total=total, status=status)
-
-    def end(self, task: str) -> None:
-        if task not in self._tasks:
-            return
-        self._bars.refresh()  # what came after the last of the ten frames a second
-        self._bars.remove_task(self._tasks.pop(task))
-        if not self._tasks:
-            self._bars.stop()
-
-    def close(self) -> None:
-        for task in list(self._tasks):
-            self.end(task)
 
 
 def duration(seconds: float) -> str:

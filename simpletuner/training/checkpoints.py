@@ -53,7 +53,7 @@ class Checkpoints:
     def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
         """`config` is the resolved configuration, option -> value, kept beside the weights."""
         options = run.checkpointing
-        self.due = Due(steps=options.checkpoint_step_interval, at_end=True, asked="save")
+        self.due = Due(steps=options.checkpoint_step_interval, at_end=True, asked="save", name="checkpoint")
         self._output_dir = Path(options.output_dir)
         self._limit = options.checkpoints_total_limit
         self._config = config

@@ -219,7 +219,18 @@ class Engine:
         )
         move_others(denoiser, offloaded, self.device)
 
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """What is encoded in the block while training is what was encoded before it: to the bit, whatever training uses."""
+        was_on = self._is_tf32
+        self._set_tf32(False)
+        try:
+            yield
+        finally:
+            self._set_tf32(was_on)
+
     def _set_tf32(self, is_on: bool) -> None:
+        self._is_tf32 = is_on
         if self.device.startswith("cuda"):
             # By the older of torch's two interfaces: after the newer one (`fp32_precision`) torch's own inductor cannot ask
             # for the precision any more, and raises (torch 2.13).
@@ -310,3 +321,9 @@ class Engine:
     def peak_memory_gib(self) -> float | None:
         """The most that tensors took on the device so far; None where torch does not count it."""
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.startswith("cuda") else None
+
+    def memory_gib(self) -> float | None:
+        """What the device has; None where torch does not say."""
+        if not self.device.startswith("cuda"):
+            return None
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -52,6 +52,10 @@ class Full:
 
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
+
+    def at_strength(self, strength: float) -> AbstractContextManager[None]:
+        assert strength == 1, "evaluation/prompts.py refuses another: there is no adapter"
+        return nullcontext()
 
     def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
         self._family.save_denoiser(self.weights(instead), folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from types import FrameType, TracebackType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Asked", "Due", "Inbox", "Job", "interval_steps"]
+__all__ = ["Asked", "Due", "Inbox", "Job", "Upcoming", "interval_steps"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Due:
     at_end: bool = False
     asked: Literal["", "save", "validate"] = ""
     """The wish that it answers."""
+    name: str = ""
+    """What users call it, who are told when it comes next; "" is not told."""
 
     def met(self, step: int, asked: Asked, *, is_start: bool, is_end: bool) -> bool:
         """Whether the job runs now, `step` optimiser steps being done. A user who wants to leave waits for saving only."""
@@ -69,6 +72,28 @@ class Due:
 def interval_steps(epochs: float | None, steps_per_epoch: Fraction) -> Fraction:
     """An interval of `epochs`, which may be a decimal (0.5: twice an epoch), in optimiser steps; 0 for None: never."""
     return Fraction(repr(epochs)) * steps_per_epoch if epochs else Fraction(0)  # as written: 0.1 is a tenth
+
+
+class Upcoming:
+    """How far off each job is. Reckoned anew only when one has come: an interval may be thousands of steps."""
+
+    def __init__(self, dues: Iterable[Due], last: int) -> None:
+        """`last` is the step at which training ends."""
+        self._dues = [due for due in dues if due.name]
+        self._last = last
+        self._next: dict[str, int | None] = {}
+
+    def after(self, step: int) -> dict[str, int]:
+        """Steps from `step` to the next of each, by name."""
+        for due in self._dues:
+            known = self._next.get(due.name, 0)
+            if known is not None and known <= step:
+                self._next[due.name] = self._found(due, step)
+        return {name: at - step for name, at in self._next.items() if at is not None}
+
+    def _found(self, due: Due, step: int) -> int | None:
+        end = self._last if due.at_end and step < self._last else None
+        return next((at for at in range(step + 1, self._last + 1) if due.falls_on(at)), end)
 
 
 class Job(Protocol):

@@ -20,6 +20,9 @@ from simpletuner.training.weights import MEND_MODEL, check_names, copy, on_cpu, 
 
 __all__ = ["Lora"]
 
+ADAPTER = "default"
+"""PEFT's name of an adapter that was given none."""
+
 
 class Lora:
     """Low-rank adapters by PEFT in a frozen base.
@@ -91,6 +94,16 @@ class Lora:
 
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        for layer in self._layers:
+            layer.set_scale(ADAPTER, strength)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.set_scale(ADAPTER, 1.0)
 
     def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
         self._family.save_adapter(self.weights(instead), self.lora_config(), folder)

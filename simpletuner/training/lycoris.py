@@ -103,6 +103,17 @@ class Lycoris:
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self._denoiser)
 
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        before = [module.multiplier for module in self._network.loras]
+        for module, multiplier in zip(self._network.loras, before, strict=True):
+            module.multiplier = multiplier * strength
+        try:
+            yield
+        finally:
+            for module, multiplier in zip(self._network.loras, before, strict=True):
+                module.multiplier = multiplier
+
     def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
         self._write(self.weights(instead), folder)
 

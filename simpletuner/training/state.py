@@ -43,4 +43,4 @@ class TrainState:
         """Stand where `facts`, made by `as_json`, say."""
         self.step = facts["step"]
         self.samples_seen = facts["samples_seen"]
-        self.cursor = Cursor(**facts["cursor"])
+        self.cursor = Cursor(**facts["cursor"], step=self.step)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
+from simpletuner.config.secrets import hidden
+from simpletuner.config.webhooks import written_secrets
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
 from simpletuner.diffusion.objective import perturbation, sample_loss
@@ -24,7 +26,8 @@ from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
 from simpletuner.training.ema import Ema
 from simpletuner.training.engine import Engine
-from simpletuner.training.jobs import Asked, Inbox, Job
+from simpletuner.training.headroom import Headroom
+from simpletuner.training.jobs import Asked, Inbox, Job, Upcoming
 from simpletuner.training.meter import Meter
 from simpletuner.training.optimizers import build_optimizer, set_rate
 from simpletuner.training.schedules import learning_rate
@@ -81,6 +84,9 @@ class Trainer:
         self.steps = steps
         self.state = TrainState()
         self.meter = Meter(engine, may_skip=engine.scales)
+        self.headroom = Headroom(engine)
+        self._upcoming = Upcoming((), steps)
+        self._samples_per_step = 1
         self.predict = engine.prepare(family, denoiser)
         self.optimizer = build_optimizer(run.optimizer, tuning.parameters())
         self.ema = self._build_ema()
@@ -94,6 +100,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end. Raises Interrupted if the user stops it, RunError if the loss is not finite."""
         self.tell(RunStarted(self.state.step, self.steps))
+        self._upcoming = Upcoming([job.due for job in self.jobs], self.steps)
         with Inbox() as inbox:
             self._work(Asked(), is_start=True)
             if not self.is_done:
@@ -124,7 +131,10 @@ class Trainer:
             target_BCHW = self.family.process.target(x0_BCHW, noise_BCHW, t_B)
         answer_BCHW = self.predict(x_BCHW, t_B, cond)
         flow_time_B = self.family.process.flow_time(t_B)
-        loss_B = sample_loss(self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B)
+        mask_B1HW = None if batch.mask_B1HW is None else self.engine.to_device(batch.mask_B1HW)
+        loss_B = sample_loss(
+            self.run.objective, answer_BCHW, target_BCHW, t_B=t_B, flow_time_B=flow_time_B, mask_B1HW=mask_B1HW
+        )
         if self.adaptive is None:
             return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
@@ -173,7 +183,8 @@ class Trainer:
         set_rate(self.optimizer, learning_rate(self.state.step, options, self.steps))
         self.engine.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=self.run.memory.set_grads_to_none)
-        self.state.advance(group.after, samples=group.batches[0].slots)
+        self._samples_per_step = group.batches[0].slots
+        self.state.advance(group.after, samples=self._samples_per_step)
         if self.ema is not None:
             self.ema.update(self.state.step)
         if self.adaptive is not None:
@@ -191,6 +202,7 @@ class Trainer:
             "regularisation_loss": figures.regularisation_loss,
             "skipped_steps": figures.skipped_steps,
             "peak_memory_gib": self.engine.peak_memory_gib(),
+            "peak_memory_share": self.headroom.share(),
             **{f"loss_by_time/{part}": loss for part, loss in figures.loss_by_time.items()},
         }
         self.tell(
@@ -204,6 +216,8 @@ class Trainer:
                 samples_per_s=figures.samples_per_s,
                 time=figures.time,
                 extra={name: value for name, value in extra.items() if value is not None},
+                upcoming=self._upcoming.after(self.state.step),
+                steps_per_s=figures.samples_per_s / self._samples_per_step,
             )
         )
 
@@ -213,6 +227,8 @@ class Trainer:
         due = [job for job in self.jobs if job.due.met(self.state.step, asked, is_start=is_start, is_end=self.is_done)]
         if not due:
             return
+        if warning := self.headroom.warning():
+            self.tell(Notice(warning, "warning"))
         self.meter.read()  # nothing is saved or painted of weights that a non-finite loss has spoiled
         with self.meter.paused():
             for job in due:
@@ -220,8 +236,9 @@ class Trainer:
 
     def _interrupted(self, asked: Asked) -> Interrupted:
         arguments = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]
+        command = shlex.join(["simpletuner", *arguments])
         return Interrupted(
             asked.signal_number,
             f"Stopped at step {self.state.step} of {self.steps}; it is saved in {self.run.checkpointing.output_dir}.",
-            mend=f"start it again as before, and it goes on from there: {shlex.join(['simpletuner', *arguments])}",
+            mend=f"start it again as before, and it goes on from there: {hidden(command, written_secrets(self.run))}",
         )

@@ -51,6 +51,10 @@ class Tuning(Protocol):
         """The trained model's answer with every dropout off."""
         ...
 
+    def at_strength(self, strength: float) -> AbstractContextManager[None]:
+        """Inside, the adapter counts `strength` times as much, as stock pipelines weigh it; full tuning knows only 1."""
+        ...
+
     def save(self, folder: Path, instead: Mapping[str, Tensor] | None = None) -> None:
         """Write `weights(instead)` as a checkpoint holds them."""
         ...

@@ -28,6 +28,8 @@ Project = Any
         ("a", True),
         ("a and b=false", False),
         ("unset", False),
+        ("unset=unset", True),
+        ("c=unset", False),
         ("empty or a=y", False),
     ],
 )

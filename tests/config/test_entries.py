@@ -103,6 +103,19 @@ def test_a_familys_default_of_a_dataset_key_holds(project: Project) -> None:
     assert (run.datasets[0].vae_batch_size, run.sources["pictures.vae_batch_size"]) == (3, "family")
 
 
+def test_a_set_may_have_a_batch_size_of_its_own_beside_the_runs(project: Project) -> None:
+    project.options(train_batch_size=4)
+    project.datasets(
+        [
+            {"id": name, "instance_data_dir": "datasets/pictures", **more}
+            for name, more in (("a", {"train_batch_size": 2}), ("b", {}))
+        ]
+    )
+    run = project.run()
+    assert run.training.train_batch_size == 4
+    assert [dataset.train_batch_size for dataset in run.datasets] == [2, None]
+
+
 def test_keys_that_only_an_entry_can_say_are_no_defaults(project: Project) -> None:
     project.options(instance_data_dir="datasets/pictures")
     assert "write it in the datasets' file" in project.problem()
@@ -178,7 +191,7 @@ def test_the_datasets_may_stand_in_the_config_itself(project: Project) -> None:
     assert [dataset.id for dataset in project.run().datasets] == ["inner"]
 
 
-@pytest.mark.parametrize("key", ["bucket_resolutions", "aws_bucket_name"])
+@pytest.mark.parametrize("key", ["aws_bucket_name"])
 def test_a_key_of_a_later_version_is_unknown(project: Project, key: str) -> None:
     project.dataset(**{key: "x"})
     assert f"unknown key `{key}`" in project.problem()

@@ -162,7 +162,7 @@ def test_an_unknown_option_gets_the_nearest_name(project: Project) -> None:
 
 
 def test_an_unknown_option_that_is_near_none_is_no_guess_but_a_refusal(project: Project) -> None:
-    project.options(validation_preview=True)
+    project.options(quantum_flux=True)
     assert "this version has no such option" in project.problem()
     assert "Did you mean" not in project.problem()
 
@@ -255,6 +255,21 @@ def test_an_input_is_looked_for_from_the_working_directory_then_beside_the_confi
     assert project.run().validation.validation_prompt_library == "config/prompts.json"
     project.write("prompts.json", "{}")
     assert project.run().validation.validation_prompt_library == "prompts.json"
+
+
+@pytest.mark.parametrize(("written", "read"), [(True, True), ("true", True), ("false", False), (None, None)])
+def test_a_prompt_library_may_also_be_the_bundled_one(project: Project, written: Any, read: bool | None) -> None:
+    project.options(validation_prompt_library=written)
+    assert project.run().validation.validation_prompt_library is read
+
+
+def test_an_epoch_interval_stands_in_for_the_steps_that_follow_the_checkpoints(project: Project) -> None:
+    project.options(checkpoint_step_interval=50)
+    assert project.run().validation.validation_step_interval == 50
+    project.options(checkpoint_step_interval=50, validation_epoch_interval=0.5)
+    assert project.run().validation.validation_step_interval == 0
+    project.options(validation_step_interval=7, validation_epoch_interval=0.5)
+    assert project.run().validation.validation_step_interval == 7
 
 
 def test_a_model_is_a_folder_or_a_hub_name_but_no_missing_path(project: Project) -> None:

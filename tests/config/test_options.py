@@ -46,7 +46,12 @@ def test_every_option_has_help_and_a_condition_on_options_that_exist(option: Opt
         ("mixed_precision", "one of no, bf16, fp16"),
         ("gradient_checkpointing", "true or false"),
         ("resolution", 'number, above 0, or size such as "1024x768"'),
-        ("crop_aspect_buckets", "list (number, above 0 each)"),
+        ("crop_aspect_buckets", "list (number, above 0 each), or object"),
+        ("bucket_resolutions", 'list (size such as "1024x768" each)'),
+        (
+            "caption_shuffle",
+            "true or false, or object (enable, count, seed, split_on, position_start, include_original)",
+        ),
         ("optimizer_config", 'object, or "key=value,key=value"'),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
+
+from tests.quickstarts import CASCADE_DATASETS, SD3_DATASETS
 
 Project = Any
 
@@ -35,31 +38,6 @@ CASCADE_PAGE: dict[str, Any] = {
     "validation_prompt": "a cinematic photo of a shiba inu astronaut",
     "validation_resolution": "1024x1024",
 }
-CASCADE_DATASETS = [
-    {
-        "id": "primary",
-        "type": "local",
-        "dataset_type": "images",
-        "instance_data_dir": "datasets/pictures",
-        "resolution": "1024x1024",
-        "bucket_resolutions": ["1024x1024", "896x1152", "1152x896"],
-        "crop": True,
-        "crop_style": "random",
-        "minimum_image_size": 768,
-        "maximum_image_size": 1536,
-        "target_downsample_size": 1024,
-        "caption_strategy": "filename",
-        "prepend_instance_prompt": False,
-        "repeats": 1,
-    },
-    {
-        "id": "stable-cascade-text-cache",
-        "type": "local",
-        "dataset_type": "text_embeds",
-        "cache_dir": "/data/cache/stable-cascade/text",
-        "default": True,
-    },
-]
 SD3_PAGE = {
     "--validation_guidance_skip_layers": [7, 8, 9],
     "--validation_guidance_skip_layers_start": 0.01,
@@ -77,15 +55,36 @@ def unknown(problems: list[str]) -> set[str]:
     return {match[1] for match in found if match}
 
 
-def test_of_the_cascade_pages_config_only_what_later_versions_bring_is_unknown(project: Project) -> None:
+def test_the_cascade_pages_config_loads_and_its_hub_name_alone_uploads_nothing(project: Project) -> None:
     project.write("config/stable_cascade/multidatabackend.json", (project.root / "config/multidatabackend.json").read_text())
     project.options(**CASCADE_PAGE)
-    assert unknown(project.problems()) == {"hub_model_id", "report_to"}
+    run = project.run()
+    assert run.trackers.trackers == ("wandb",)
+    assert (run.hub.hub_model_id, run.hub.push_to_hub) == ("stable-cascade-stage-c-lora", False)
+    assert any("`hub_model_id` has no effect here" in notice for notice in run.notices)
 
 
-def test_of_the_cascade_pages_datasets_only_what_later_versions_bring_is_unknown(project: Project) -> None:
-    project.datasets(CASCADE_DATASETS)
-    assert unknown(project.problems()) == {"bucket_resolutions", "prepend_instance_prompt"}
+def test_the_cascade_pages_dataset_file_loads_as_it_is_but_for_its_folders(project: Project) -> None:
+    project.write("config/multidatabackend.json", CASCADE_DATASETS.replace("/data/stable-cascade", "datasets/pictures"))
+    run = project.run()
+    [dataset] = run.datasets
+    assert dataset.bucket_resolutions == ((1024, 1024), (896, 1152), (1152, 896))
+    assert (dataset.crop, dataset.crop_style, dataset.prepend_instance_prompt, dataset.repeats) == (True, "random", False, 1)
+    assert (dataset.minimum_image_size, dataset.maximum_image_size, dataset.target_downsample_size) == (768, 1536, 1024)
+    assert run.text_embeds.cache_dir == "/data/cache/stable-cascade/text"
+    idle = [line for line in run.notices if "no effect" in line]
+    assert len(idle) == 1
+    assert "Dataset `primary`: `resolution` has no effect here: it is obeyed only with bucket_resolutions=unset." in idle
+
+
+def test_the_sd3_pages_dataset_file_loads_as_it_is_but_for_its_folders(project: Project) -> None:
+    (project.root / "datasets" / "pseudo-camera-10k").mkdir()
+    project.write("config/multidatabackend.json", SD3_DATASETS.replace("/home/user/simpletuner", str(project.root)))
+    run = project.run()
+    for dataset, written in zip((*run.datasets, run.text_embeds), json.loads(SD3_DATASETS), strict=True):
+        plain = {key: value for key, value in written.items() if not key.endswith("_dir") and key != "cache_dir_vae"}
+        assert plain.items() <= dataset.model_dump().items()
+    assert not any("no effect" in line for line in run.notices)
 
 
 def test_of_the_sd3_pages_block_only_skip_layer_guidance_is_unknown(project: Project) -> None:

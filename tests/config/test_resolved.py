@@ -3,14 +3,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from simpletuner.config.resolved import explain, flat, resolved
 
 Project = Any
 
 
-def test_a_resolved_run_is_a_config_that_gives_the_same_run(project: Project) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"resolution": "512x768", "crop_aspect_buckets": [0.5, 2]},
+        {"bucket_resolutions": ["512x768", 512], "crop_aspect": "random", "crop_aspect_buckets": {"0.5": 1, "2": 2}},
+        {"caption_shuffle": {"count": 2}, "train_batch_size": 3, "start_step": 7},
+    ],
+)
+def test_a_resolved_run_is_a_config_that_gives_the_same_run(project: Project, keys: dict[str, Any]) -> None:
     project.options(lora_rank=8, optimizer_config="betas=0.9,0.99", fake_strength=2, resume_from_checkpoint="")
-    project.dataset(resolution="512x768", crop=True, crop_aspect_buckets=[0.5, 2])
+    project.dataset(crop=True, **keys)
     first = project.run("--seed", "3")
     project.write("again/config.json", json.dumps(resolved(first)))
     second = project.run("--config_file", "again/config.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from simpletuner.config.run import Run
+from simpletuner.data.keep import Pending
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import Embeds, Place, Prompt
 from simpletuner.evaluation.eval_loss import Judge
@@ -71,9 +72,9 @@ class Native(Pictures):
 class Encoded:
     embeds: Embeds
 
-    def get(self, prompt: Prompt) -> Embeds:
-        assert prompt == Prompt("a red square")
-        return self.embeds
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[Embeds]]:
+        assert set(prompts) == {Prompt("a red square")}
+        return Pending(lambda: [self.embeds for _ in prompts], is_ready=True)
 
 
 @dataclass

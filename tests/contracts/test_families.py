@@ -281,6 +281,18 @@ def test_a_shot_is_sampled_and_decoded_and_its_seed_decides(family):
         assert decode(first, cond, uncond).size == (edge, edge)
 
 
+def test_every_step_of_a_shot_is_told_and_can_be_shown(family):
+    told = []
+    asked = shot(family, steps=3)
+    embeds = encode(family)
+    with torch.no_grad(), family.preview_decoder("cpu") as show, family.sampler(family.load_denoiser(), "cpu") as sample:
+        last = sample(asked, embeds[0], embeds[1], lambda done, latents: told.append((done, latents.clone(), show(latents))))
+    assert [done for done, _, _ in told] == list(range(1, family.sampler_steps(asked) + 1))
+    assert torch.equal(told[-1][1].float(), last.float())
+    assert {picture.size for _, _, picture in told} == {(asked.width_px, asked.height_px)}
+    assert len({picture.tobytes() for _, _, picture in told}) == len(told)
+
+
 def test_a_half_precision_base_paints_with_its_float32_adapter(name, make_run):
     family = find()[name](make_run(name, dtypes=BF16, lora_rank=2))
     denoiser = family.load_denoiser()

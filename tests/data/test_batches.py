@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data import batches as batches_module
-from simpletuner.data.batches import Batches, Group
+from simpletuner.data.batches import Batches, Group, ImagePrompts
 from simpletuner.data.cache import KEY_DTYPE, TensorCache, item_key
+from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.precompute import LatentStore
 from simpletuner.data.prompts import UNCOND, PromptStore, training_prompts
@@ -51,6 +53,10 @@ class Latents:
     def get(self, sample: int) -> Tensor:
         return torch.full((2, 4, 4), float(sample), dtype=torch.float16)
 
+    def fetch(self, samples: Sequence[int]) -> Fetched:
+        latents = [self.get(sample) for sample in samples]
+        return Fetched(tuple(samples), Pending(lambda: latents, is_ready=True))
+
 
 class Prompts:
     """An embed is the prompt's own letters."""
@@ -61,6 +67,10 @@ class Prompts:
     def get(self, prompt: Prompt) -> Embeds:
         self.asked.append(prompt)
         return {"text": torch.tensor([ord(letter) for letter in f"{prompt.role} {prompt.text}".ljust(40)])}
+
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[Embeds]]:
+        embeds = [self.get(prompt) for prompt in prompts]
+        return Pending(lambda: embeds, is_ready=True)
 
 
 class OneOf(Alone):
@@ -74,7 +84,13 @@ def collate(embeds: list[Embeds], places: list[Place]) -> Cond:
 
 
 def some_batches(
-    *, seed: int = 1, dropout: float = 0.0, ranks: Alone | None = None, accumulation: int = 1, **parts: Any
+    *,
+    seed: int = 1,
+    dropout: float = 0.0,
+    ranks: Alone | None = None,
+    accumulation: int = 1,
+    masked: float = 1.0,
+    **parts: Any,
 ) -> Batches:
     plans = [
         PlanSet(np.arange(7), np.arange(7) % 2, BUCKETS, batch_size=2),
@@ -88,7 +104,7 @@ def some_batches(
         "collate": collate,
         **parts,
     }
-    return Batches(**built, seed=seed, dropout=dropout, ranks=ranks or Alone(), accumulation=accumulation)
+    return Batches(**built, masked=masked, seed=seed, dropout=dropout, ranks=ranks or Alone(), accumulation=accumulation)
 
 
 def take(batches: Batches, count: int, cursor: Cursor | None = None) -> list[Group]:
@@ -148,6 +164,76 @@ def test_dropping_captions_does_not_change_which_are_told_otherwise() -> None:
     pairs = list(zip(without.asked, with_drops.asked, strict=False))
     assert 0 < sum(told == UNCOND for _, told in pairs) < len(pairs)
     assert all(told in (UNCOND, plain) for plain, told in pairs)
+
+
+class HalfMasks:
+    """The mask of sample n is all n / 100."""
+
+    def get(self, sample: int) -> Tensor:
+        return torch.full((1, 4, 4), sample / 100)
+
+
+def test_masks_go_with_their_samples_and_sets_without_have_none() -> None:
+    for group in take(some_batches(masks=[HalfMasks(), None]), 12):
+        [batch] = group.batches
+        if batch.micro.dataset == 1:
+            assert batch.mask_B1HW is None
+            continue
+        assert batch.mask_B1HW is not None
+        assert batch.mask_B1HW.shape == (len(batch.micro.ids), 1, 4, 4)
+        assert batch.mask_B1HW[:, 0, 0, 0].tolist() == pytest.approx([sample / 100 for sample in batch.micro.ids])
+
+
+def test_masks_are_passed_over_as_often_as_asked_and_the_same_after_a_resume() -> None:
+    def whole(groups: list[Group]) -> list[bool]:
+        masks = [group.batches[0].mask_B1HW for group in groups]
+        return [bool(one.min() == 1) for mask in masks if mask is not None for one in mask]
+
+    def batches() -> Batches:
+        return some_batches(masks=[HalfMasks(), None], masked=0.3)
+
+    groups = take(batches(), 300)
+    shares = whole(groups)
+    assert sum(shares) / len(shares) == pytest.approx(0.7, abs=0.06)
+    assert whole(take(batches(), 40, groups[9].after)) == whole(groups[10:50])
+
+
+def test_a_share_of_samples_is_told_of_its_own_picture_whether_its_caption_is_dropped_or_not() -> None:
+    class Embedded(Latents):
+        def get(self, sample: int) -> Tensor:
+            return torch.tensor([1.0 + sample])
+
+    def collated(embeds: list[Embeds], places: list[Place]) -> Cond:
+        images = [embed.get("image_D", torch.zeros(1)) for embed in embeds]
+        return {**collate(embeds, places), "image": torch.stack(images)}
+
+    prompts = ImagePrompts([Embedded(), Embedded()], 0.3)
+    drops: Counter[tuple[bool, bool]] = Counter()
+    for group in take(some_batches(image_prompts=prompts, collate=collated, dropout=0.5), 400):
+        [batch] = group.batches
+        for sample, told, text in zip(batch.micro.ids, batch.cond["image"][:, 0].tolist(), texts(batch), strict=True):
+            assert told in (0, 1 + sample)
+            drops[told > 0, text == "uncond"] += 1
+    total = drops.total()
+    assert (drops[True, True] + drops[True, False]) / total == pytest.approx(0.3, abs=0.05)
+    assert drops[True, True] / total == pytest.approx(0.15, abs=0.04), "drawn apart"
+
+
+def test_captions_and_masks_are_those_of_what_stands_in() -> None:
+    class Replacing(Latents):
+        def fetch(self, samples: Sequence[int]) -> Fetched:
+            return super().fetch([6 if sample == 5 else sample for sample in samples])
+
+    seen = 0
+    for group in take(some_batches(latents=[Replacing(), Latents()], masks=[HalfMasks(), None]), 40):
+        [batch] = group.batches
+        if batch.micro.dataset == 0 and 5 in batch.micro.ids:
+            place, seen = batch.micro.ids.index(5), seen + 1
+            assert texts(batch)[place].startswith("cond cats 6 ")
+            assert batch.files[place] == "cats/6.png"
+            assert batch.mask_B1HW is not None
+            assert batch.mask_B1HW[place].max() == pytest.approx(0.06)
+    assert seen
 
 
 def test_a_resumed_run_sees_the_same_batches_as_an_unbroken_one() -> None:

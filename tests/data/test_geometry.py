@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.data.geometry import Fitter, Misfit, enlargement, fit
+from simpletuner.data.geometry import Fitter, Misfit, asked_sizes, enlargement, fit
 from simpletuner.data.samples import LatentSpec, Place
 
 SANA = LatentSpec(channels=32, cell_px=32, alignment_px=64, native_edge_px=1024)
@@ -39,17 +39,19 @@ def refused(width: int, height: int, **keys: Any) -> Misfit:
 
 @st.composite
 def entries(draw: st.DrawFn) -> ImageDataset:
-    """Any entry whose resolution, in its own unit, lies between 64 and 2048 px."""
+    """Any entry whose resolution, in its own unit, lies between 64 and 2048 px, or that names its sizes."""
     unit = draw(st.sampled_from(["pixel", "area", "pixel_area"]))
     sizes = st.integers(64, 2048).map(lambda edge: edge * edge / 1e6 if unit == "area" else edge)
     pair = draw(st.none() | st.tuples(sizes, sizes))
+    exact = st.tuples(st.integers(64, 2048), st.integers(64, 2048))
     return entry(
-        resolution=draw(st.none() | sizes | st.tuples(st.integers(64, 2048), st.integers(64, 2048))),
+        resolution=draw(st.none() | sizes | exact),
+        bucket_resolutions=draw(st.none() | st.lists(exact, min_size=1, max_size=4)),
         resolution_type=unit,
         crop=draw(st.booleans()),
-        crop_aspect=draw(st.sampled_from(["square", "preserve", "closest", "random"])),
+        crop_aspect=draw(st.sampled_from([None, "square", "preserve", "closest", "random"])),
         crop_style=draw(st.sampled_from(["center", "random", "corner"])),
-        crop_aspect_buckets=(1.0, 0.75, 1.5),
+        crop_aspect_buckets=draw(st.sampled_from([(1.0, 0.75, 1.5), {1.0: 2, 0.75: 1}])),
         maximum_image_size=pair[0] if pair else None,
         target_downsample_size=pair[1] if pair else None,
     )
@@ -65,6 +67,19 @@ def test_every_cut_lies_in_the_resized_picture_and_is_aligned(original, entry, l
         assert 0 <= corner <= corner + target <= resized
         assert target % latent.alignment_px == 0
         assert target > 0
+
+
+@given(sizes, entries(), st.sampled_from([SANA, CASCADE]), st.text(max_size=8))
+def test_where_sizes_are_named_every_picture_gets_one_of_them_at_the_grid(original, entry, latent, key):
+    place = fit(original, entry, latent, key)
+    named = asked_sizes(entry, latent)
+    assert set(named) == set(entry.bucket_resolutions or ([entry.resolution] if isinstance(entry.resolution, tuple) else []))
+    assert not named or place.target_WH in named.values()
+    for size, taken in named.items():
+        assert all(
+            abs(edge - max(asked, latent.alignment_px)) <= latent.alignment_px / 2
+            for asked, edge in zip(size, taken, strict=True)
+        )
 
 
 @given(sizes, entries())
@@ -150,6 +165,58 @@ def test_random_aspects_belong_to_the_file_and_all_occur():
     assert set(drawn) == {(704, 1472), (1024, 1024), (1472, 704)}
 
 
+def test_random_aspects_occur_by_their_weights():
+    keys = {"crop": True, "crop_aspect": "random", "crop_aspect_buckets": {1.0: 3, 0.5: 1}}
+    drawn = [placed(900, 900, key=f"cats/{n}.jpg", **keys).target_WH for n in range(400)]
+    assert set(drawn) == {(704, 1472), (1024, 1024)}
+    assert 260 < drawn.count((1024, 1024)) < 340
+
+
+CASCADE_PAGE = {
+    "resolution": (1024, 1024),
+    "bucket_resolutions": [(1024, 1024), (896, 1152), (1152, 896)],
+    "crop": True,
+    "crop_style": "random",
+    "minimum_image_size": 768,
+    "maximum_image_size": 1536,
+    "target_downsample_size": 1024,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1000, 1000), (1024, 1024)), ((900, 1400), (896, 1152)), ((3000, 1000), (1152, 896)), ((1100, 1000), (1024, 1024))],
+)
+def test_of_named_sizes_the_one_of_the_nearest_aspect_is_taken_whatever_the_resolution(size, expected):
+    assert placed(*size, latent=CASCADE, **CASCADE_PAGE).target_WH == expected
+
+
+def test_the_cascade_page_reduces_large_pictures_before_it_cuts_them_and_still_covers():
+    place = placed(4000, 3200, latent=CASCADE, **CASCADE_PAGE)
+    assert place.target_WH == (1152, 896)
+    assert place.resized_WH == (1152, 922)
+    assert placed(1500, 1500, latent=CASCADE, **CASCADE_PAGE).resized_WH == (1500, 1500)
+
+
+def test_a_cut_to_a_written_aspect_goes_to_the_named_size_nearest_to_that():
+    sizes = {"bucket_resolutions": [(1024, 1024), (768, 1280), (1280, 768)], "crop": True}
+    assert bucket(900, 1500, **sizes) == (768, 1280)
+    assert bucket(900, 1500, crop_aspect="preserve", **sizes) == (768, 1280)
+    assert bucket(900, 1500, crop_aspect="square", **sizes) == (1024, 1024)
+    assert bucket(900, 1500, crop_aspect="closest", crop_aspect_buckets=(1.0, 1.6), **sizes) == (1024, 1024)
+
+
+def test_without_crop_named_sizes_are_cut_from_the_middle():
+    place = placed(900, 1500, bucket_resolutions=[(1024, 1024), (768, 1280)], crop_style="corner")
+    assert place == Place((900, 1500), (768, 1280), (0, 0), (768, 1280))
+    assert placed(1000, 1500, bucket_resolutions=[(512, 512)]).corner_XY == (0, 128)
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(2000, 1024), (1024, 1024), (1000, 512), (300, 256)])
+def test_of_named_sizes_of_one_aspect_the_largest_that_needs_no_enlarging_is_taken(edge, expected):
+    assert bucket(edge, edge, bucket_resolutions=[(256, 256), (1024, 1024), (512, 512), (512, 1024)])[0] == expected
+
+
 def test_random_crops_differ_between_files_and_reach_both_ends():
     keys = {"crop": True, "crop_style": "random", "resolution": 64}
     corners = {placed(72, 64, key=f"cats/{n}.jpg", **keys).corner_XY for n in range(200)}
@@ -219,6 +286,7 @@ def test_a_target_above_the_maximum_enlarges_nothing():
     ("size", "keys", "reason"),
     [
         ((500, 15), {}, "too small"),
+        ((500, 99), {"minimum_edge_px": 100, "maximum_aspect_ratio": 9}, "too small"),
         ((511, 512), {"minimum_image_size": 512}, "below minimum_image_size"),
         ((2000, 511), {"minimum_image_size": 512, "resolution_type": "pixel"}, "below minimum_image_size"),
         ((700, 700), {"minimum_image_size": 0.5, "resolution_type": "area"}, "below minimum_image_size"),
@@ -241,6 +309,8 @@ def test_what_does_not_fit_is_refused_with_its_reason(size, keys, reason):
         ((2000, 512), {"minimum_image_size": 512, "resolution_type": "pixel"}),
         ((64, 16), {}),
         ((16, 64), {"minimum_image_size": 0}),
+        ((30, 8), {"minimum_edge_px": 8}),
+        ((500, 100), {"maximum_aspect_ratio": 5}),
     ],
 )
 def test_what_only_just_fits_is_used(size, keys):

@@ -278,6 +278,55 @@ def test_a_size_off_the_alignment_is_rounded_and_told(folder):
     assert folder.notices() == []
 
 
+def test_named_sizes_off_the_alignment_are_rounded_and_each_is_told(folder):
+    folder.add("a.png")
+    folder.add("b.png", (500, 300))
+    images = folder.open(bucket_resolutions=[(250, 250), (320, 192), (300, 200)])
+    assert images.buckets == ((256, 256), (320, 192))
+    assert folder.notices() == [
+        "cats: resolution 250x250 becomes 256x256: edges are multiples of 64 px.",
+        "cats: resolution 300x200 becomes 320x192: edges are multiples of 64 px.",
+    ]
+
+
+def test_of_many_pictures_a_fixed_choice_is_used_and_the_others_are_accounted_for(folder):
+    for n in range(12):
+        folder.add(f"{n:02}.png", (256, 256) if n % 2 else (256, 200))
+    images = folder.open(max_num_samples=5)
+    chosen = files(images)
+    assert len(chosen) == 5
+    assert files(folder.open(max_num_samples=5)) == chosen
+    assert set(chosen) < set(files(folder.open(max_num_samples=8)))
+    assert files(folder.open(id="dogs", max_num_samples=5)) != chosen
+    assert [images.place(i).target_WH for i in range(5)] == [images.buckets[bucket] for bucket in images.bucket_ids]
+    ledger = images.ledger
+    assert (ledger.found, ledger.used) == (12, 5)
+    assert {(one.reason, one.detail) for one in ledger.excluded} == {("not chosen", "max_num_samples is 5")}
+    assert len(folder.open(max_num_samples=12)) == 12
+    assert len(folder.open(max_num_samples=99)) == 12
+
+
+def test_a_choice_loses_no_more_pictures_than_are_added(folder):
+    for n in range(12):
+        folder.add(f"{n:02}.png")
+    before = set(files(folder.open(max_num_samples=6)))
+    for n in range(3):
+        folder.add(f"new_{n}.png")
+    assert len(before - set(files(folder.open(max_num_samples=6)))) <= 3
+
+
+def test_what_is_not_chosen_is_not_noted_either(folder):
+    for n in range(4):
+        folder.add(f"{n}.png", (64, 64))
+    assert len(folder.open(max_num_samples=1).ledger.notes) == 1
+
+
+def test_a_caption_that_is_never_read_may_be_missing(folder):
+    folder.add("a.png")
+    images = folder.open(caption_strategy="textfile", only_instance_prompt=True, instance_prompt="a sks cat")
+    assert images.captions(0) == ("a sks cat",)
+
+
 def test_measurements_are_kept_when_captions_are_missing(folder):
     folder.add("a.png")
     folder.refused(caption_strategy="textfile")
@@ -292,6 +341,15 @@ def test_skipping_discovery_takes_the_last_manifest(folder, monkeypatch):
     images = folder.open(skip_file_discovery="vae, metadata")
     assert files(images) == ["a.png"]
     assert images.read(0) == path.read_bytes()
+
+
+def test_a_preserved_list_of_files_is_the_last_manifest_too(folder):
+    folder.add("a.png")
+    folder.open(preserve_data_backend_cache=True)
+    assert "in spite of preserve_data_backend_cache" in folder.notices()[0]
+    folder.add("b.png")
+    assert files(folder.open(preserve_data_backend_cache=True)) == ["a.png"]
+    assert "not searched (preserve_data_backend_cache)" in folder.notices()[-1]
 
 
 @pytest.mark.parametrize("word", ["vae", "aspect", "metadata", "text"])

@@ -212,6 +212,47 @@ def test_a_moved_crop_encodes_just_the_pictures_whose_box_moved(ten: Pictures) -
     assert changed == {1, 8}
 
 
+def test_other_sizes_encode_just_the_pictures_that_go_to_them(tmp_path: Path) -> None:
+    root = tmp_path / "cats"
+    root.mkdir()
+    for n, size in enumerate([(64, 64), (70, 70), (96, 64), (100, 64), (64, 96), (60, 90)]):
+        (root / f"{n}.png").write_bytes(picture(n, size))
+
+    def told(**keys: Any) -> list[str]:
+        entry = ImageDataset(id="cats", instance_data_dir=str(root), cache_dir_vae=str(tmp_path / "cache"), **keys)
+        return notices(fill(open_dataset(entry, SPEC, tell=lambda _: None), Convolution())[1])
+
+    assert told(bucket_resolutions=[(64, 64), (96, 64)]) == ["cats: 0 reused, 6 encoded (new)"]
+    assert told(bucket_resolutions=[(64, 64), (96, 64), (64, 96)]) == ["cats: 4 reused, 2 encoded (crop changed)"]
+    assert told(bucket_resolutions=[(96, 64), (64, 64)]) == ["cats: 6 reused"]
+    assert told(bucket_resolutions=[(64, 64), (96, 64)], crop=True, crop_aspect="square") == [
+        "cats: 2 reused, 4 encoded (crop changed)"
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 6])
+def test_no_more_pictures_are_read_ahead_than_asked_for(ten: Pictures, most: int) -> None:
+    ten.entry = ten.entry.model_copy(update={"read_batch_size": most})
+    ahead = []
+
+    class Watching(Convolution):
+        @contextmanager
+        def lent(self, device: str) -> Iterator[Encode]:
+            with super().lent(device) as encode:
+
+                def watched(pixels_BCHW: Tensor, keys: Sequence[str]) -> Tensor:
+                    time.sleep(0.05)  # whoever reads ahead has time to
+                    ahead.append(ten.reads - self.encoded)
+                    return encode(pixels_BCHW, keys)
+
+                yield watched
+
+    fill(ten, Watching())
+    ahead_of_the_first = ahead[0] - 3  # the encoder takes three at once
+    assert ahead_of_the_first <= max(most, 3), "the next three in any case"
+    assert ahead_of_the_first > 3 or most == 1
+
+
 def test_a_crop_moved_back_finds_its_old_latents(ten: Pictures) -> None:
     fill(ten, Convolution())
     ten.corners[1] = (4, 4)
@@ -531,3 +572,24 @@ def test_a_cache_finished_after_a_kill_equals_an_uninterrupted_one_bit_for_bit(t
     assert notices(told)[-1] == f"cats: {31 - encoder.encoded} reused, {encoder.encoded} encoded (new)"
     assert same(everything(store, images), expected)
     assert not list(cache.glob("*/.*.tmp"))
+
+
+def test_what_is_made_besides_the_latents_does_not_disturb_what_is_known_of_them(ten: Pictures) -> None:
+    fill(ten, Convolution())
+    known, encoder = dict(ten.memory), Convolution(weights=5)
+    told: list[Event] = []
+    for _ in range(2):
+        [store] = fill_latents(
+            [ten],  # type: ignore[list-item]
+            encoder,
+            dtype="float32",
+            device="cpu",
+            ranks=Alone(),
+            tell=told.append,
+            part="embeds",
+        )
+    assert ten.memory == known
+    assert encoder.encoded == 10
+    assert store.get(3).isfinite().all()
+    assert notices(told) == ["cats (embeds): 0 reused, 10 encoded (not in the cache)", "cats (embeds): 10 reused"]
+    assert notices(fill(ten, Convolution())[1]) == ["cats: 10 reused"]

@@ -115,3 +115,36 @@ def test_perturbation_fades_linearly_over_its_steps():
     assert [perturbation(fading, step) for step in (0, 2, 4, 8, 100)] == pytest.approx([0.4, 0.3, 0.2, 0.0, 0.0])
     assert {perturbation(Objective(input_perturbation=0.4), step) for step in (0, 8, 10_000)} == {0.4}
     assert perturbation(Objective(), 3) == 0
+
+
+@pytest.mark.parametrize("kind", ["l2", "huber", "smooth_l1"])
+def test_a_masked_loss_is_the_mean_of_what_the_mask_shows(kind: str):
+    generator = torch.Generator().manual_seed(3)
+    answer, target = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 3, 4, 5, generator=generator)
+    mask = torch.rand(2, 1, 4, 5, generator=generator)
+    c, d = 0.1, (answer - target).double()
+    error = {"l2": d**2, "huber": 2 * c * ((d**2 + c**2).sqrt() - c), "smooth_l1": 2 * ((d**2 + c**2).sqrt() - c)}[kind]
+    expected = (mask * error).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
+    times = torch.tensor([0.2, 0.8])
+    loss_B = sample_loss(Objective(loss_type=kind), answer, target, t_B=times, flow_time_B=times, mask_B1HW=mask)
+    torch.testing.assert_close(loss_B.double(), expected.double(), atol=0, rtol=1e-5)
+
+
+def test_an_empty_mask_weighs_nothing_and_moves_nothing():
+    answer = torch.ones(2, 3, 4, 4, requires_grad=True)
+    mask = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    loss_B = l2(answer, torch.zeros(2, 3, 4, 4), mask_B1HW=mask)
+    assert loss_B.tolist() == [0.0, 1.0]
+    loss_B.sum().backward()
+    assert answer.grad is not None
+    assert not answer.grad[0].any()
+    assert answer.grad[1].isfinite().all()
+    assert answer.grad[1].all()
+
+
+def test_what_a_mask_hides_moves_nothing():
+    answer = torch.randn(1, 3, 4, 4).requires_grad_()
+    mask = (torch.arange(16).reshape(1, 1, 4, 4) < 8).float()
+    l2(answer, torch.zeros(1, 3, 4, 4), mask_B1HW=mask).sum().backward()
+    assert answer.grad is not None
+    assert torch.equal(answer.grad[0, 0] != 0, mask[0, 0] > 0)

@@ -129,3 +129,8 @@ def test_two_questions_at_once_are_refused(folder: Path, family: str) -> None:
 def test_the_console_script_is_the_same_command() -> None:
     packaging = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'simpletuner-text-cache = "simpletuner.cli:text_cache_main"' in packaging
+
+
+def test_where_captions_are_not_cached_there_is_nothing_to_do(folder: Path, family: str, capsys: Captured) -> None:
+    assert cli.main(["text-cache", "--text_cache_disable"]) == 2
+    assert "`text_cache_disable` is set" in capsys.readouterr().err

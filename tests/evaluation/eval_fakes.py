@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from simpletuner.config.run import Run
+from simpletuner.data.keep import Fetched, Pending
 from simpletuner.data.samples import LatentSpec, Prompt
 from simpletuner.evaluation.eval_loss import Judge
 from tests.training.training_fakes import Family
@@ -28,8 +29,8 @@ class JudgedFamily(Family):
 class Prompts:
     """Embeds that follow from the text alone."""
 
-    def get(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        return {"text_D": torch.full((4,), float(len(prompt.text)))}
+    def fetch(self, prompts: Sequence[Prompt]) -> Pending[list[dict[str, torch.Tensor]]]:
+        return Pending(lambda: [{"text_D": torch.full((4,), float(len(prompt.text)))} for prompt in prompts], is_ready=True)
 
 
 class Pictures:
@@ -38,7 +39,7 @@ class Pictures:
     buckets = ((24, 24), (40, 24))
 
     def __init__(self, name: str = "held-out", count: int = 5, fill: float | None = None) -> None:
-        self.entry = SimpleNamespace(id=name, dataset_type="eval")
+        self.entry = SimpleNamespace(id=name, dataset_type="eval", train_batch_size=None)
         self.bucket_ids = np.array([int(i % 3 == 2) for i in range(count)])
         self.dead: set[int] = set()
         self.fill = fill
@@ -61,6 +62,9 @@ class Pictures:
         if self.fill is not None:
             return torch.full(shape, self.fill)
         return torch.randn(shape, generator=torch.Generator().manual_seed(sample)).half()
+
+    def fetch(self, samples: Sequence[int]) -> Fetched:
+        return Fetched(tuple(samples), Pending(lambda: [self.get(sample) for sample in samples], is_ready=True))
 
 
 def judge_of(run: Run, sets: Sequence[Pictures]) -> Judge:

@@ -4,24 +4,24 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from simpletuner.config.run import Run
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import Prompt
-from simpletuner.errors import RunError
-from simpletuner.evaluation.gallery import Gallery, file_name, is_painted, write_png
-from simpletuner.events import Event, Painted
+from simpletuner.evaluation.gallery import Gallery
+from simpletuner.evaluation.names import file_name, is_painted
+from simpletuner.events import Event, Measured, Notice, Painted
 from simpletuner.families.base import Shot
 from simpletuner.training.state import TrainState
+from tests.tiny_clip import judged
 
 SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
 
@@ -40,6 +40,7 @@ class FakeTuning:
 
     def __init__(self) -> None:
         self.standing = "training"
+        self.strength = 1.0
 
     @contextmanager
     def _as(self, standing: str) -> Iterator[None]:
@@ -55,6 +56,12 @@ class FakeTuning:
 
     def evaluating(self) -> Any:
         return self._as("evaluating")
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        self.strength = strength
+        yield
+        self.strength = 1.0
 
 
 class FakeEma:
@@ -126,7 +133,7 @@ def trainer(told: list[Event]) -> Any:
 def gallery(make_run: Callable[..., Run], tmp_path: Path) -> Callable[..., Gallery]:
     def of(shots: tuple[Shot, ...] = (SHOT,), **options: Any) -> Gallery:
         run = make_run("sana", output_dir=str(tmp_path), validation_step_interval=10, **options)
-        return Gallery(run, shots, FakePrompts())  # type: ignore[arg-type]
+        return Gallery(run, shots, FakePrompts(), steps_per_epoch=Fraction(5, 2))  # type: ignore[arg-type]
 
     return of
 
@@ -304,30 +311,6 @@ def test_other_ranks_wait_and_paint_nothing(gallery: Callable[..., Gallery], tra
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "nickname",
-    ["chef_<token>", "a/b\\..", "😀", "CON", "x" * 300, "é" * 300, "", ".", "../../etc/passwd", "tab\there\n", "你好"],
-)
-def test_any_nickname_makes_a_file(nickname: str, tmp_path: Path) -> None:
-    path = tmp_path / file_name(replace(SHOT, nickname=nickname), 5)
-    write_png(Image.new("RGB", (4, 4)), path, {"nickname": nickname or "-"})
-    assert os.listdir(tmp_path) == [path.name]
-    assert path.name.startswith("step_5_")
-    assert path.name.endswith("_0_64x32.png")
-
-
-@given(nickname=st.text(max_size=400), step=st.integers(0, 10**9))
-def test_a_file_name_holds_no_character_that_a_file_system_forbids(nickname: str, step: int) -> None:
-    name = file_name(replace(SHOT, nickname=nickname), step)
-    assert len(name.encode()) < 240
-    assert not set(name) & set('/\\<>:"|?* \0\n\r\t')
-
-
-def test_nicknames_that_become_the_same_name_do_not_collide() -> None:
-    names = {file_name(replace(SHOT, nickname=nickname, index=i), 1) for i, nickname in enumerate(["a/b", "a b", "a_b"])}
-    assert len(names) == 3
-
-
 def test_a_picture_says_in_its_metadata_what_it_is(gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path) -> None:
     shot = replace(SHOT, nickname="chef_<token>", prompt="你好 😀\nsecond line")
     gallery((shot,), disable_benchmark=True, validation_on_startup=True).run(trainer)
@@ -337,21 +320,79 @@ def test_a_picture_says_in_its_metadata_what_it_is(gallery: Callable[..., Galler
     assert wanted.items() <= texts.items()
 
 
-def test_a_damaged_picture_does_not_count_as_painted(tmp_path: Path) -> None:
-    path = tmp_path / file_name(SHOT, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n half")
-    assert not is_painted(path, SHOT, 0)
+def test_every_shot_is_sampled_at_its_adapter_s_strength_and_says_so(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    strengths = []
+
+    class Watching(FakeFamily):
+        @contextmanager
+        def sampler(self, denoiser: Any, device: str) -> Iterator[Callable[..., torch.Tensor]]:
+            with super().sampler(denoiser, device) as sample:
+
+                def noting(*arguments: Any) -> torch.Tensor:
+                    strengths.append(self.tuning.strength)
+                    return sample(*arguments)
+
+                yield noting
+
+    trainer.family = Watching(trainer.tuning)
+    half = replace(SHOT, index=1, adapter_strength=0.5)
+    gallery((SHOT, half), disable_benchmark=True, validation_on_startup=True).run(trainer)
+    assert strengths == [1.0, 0.5]
+    with Image.open(tmp_path / "validation" / file_name(half, 0)) as image:
+        assert image.info["adapter_strength"] == "0.5"
 
 
-def test_a_failed_write_leaves_the_former_picture_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
-    write_png(Image.new("RGB", (4, 4), "red"), path, {})
+def test_a_gallery_is_due_by_epochs_as_well_as_by_steps(gallery: Callable[..., Gallery]) -> None:
+    """An epoch is two and a half steps here."""
+    due = gallery(validation_epoch_interval=2.0).due
+    assert [step for step in range(1, 21) if due.falls_on(step)] == [5, 10, 15, 20]
+    due = gallery(validation_epoch_interval=0.6).due
+    assert [step for step in range(1, 11) if due.falls_on(step)] == [2, 3, 5, 6, 8, 9, 10]
 
-    def full(_fd: int) -> None:
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="could not be written: No space"):
-        write_png(Image.new("RGB", (4, 4), "blue"), path, {})
-    assert red(path) == 255
-    assert os.listdir(tmp_path) == ["a.png"]
+def test_a_folder_that_cannot_be_written_costs_no_picture(
+    gallery: Callable[..., Gallery], trainer: Any, told: list[Event], tmp_path: Path
+) -> None:
+    (tmp_path / "validation").write_text("a file where the folder should be")
+    job = gallery(disable_benchmark=True, validation_on_startup=True)
+    job.run(trainer)
+    (warning,) = (event for event in told if isinstance(event, Notice) and event.level == "warning")
+    assert "kept in memory" in warning.text
+    assert not any(isinstance(event, Painted) for event in told)
+    (tmp_path / "validation").unlink()
+    trainer.state.step = 10
+    job.run(trainer)
+    painted = [event.path.name for event in told if isinstance(event, Painted)]
+    assert painted == sorted(os.listdir(tmp_path / "validation")) == [file_name(SHOT, 0), file_name(SHOT, 10)]
+
+
+def test_a_page_lays_the_gallery_out_after_each_of_its_times(
+    gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path
+) -> None:
+    job = gallery()
+    job.run(trainer)
+    assert "step 10" not in (tmp_path / "gallery.html").read_text()
+    trainer.state.step = 10
+    job.run(trainer)
+    page = (tmp_path / "gallery.html").read_text()
+    assert '<a href="benchmark/step_0_cat_0_64x32.png">' in page
+    assert '<a href="validation/step_10_cat_0_64x32.png">' in page
+
+
+def test_clip_judges_the_whole_gallery_of_a_step_and_the_base_s_apart(
+    gallery: Callable[..., Gallery], trainer: Any, told: list[Event], tmp_path: Path, tiny_clip: Path
+) -> None:
+    """Also what an earlier run painted: a resumed one paints only what is missing."""
+    gallery((SHOT,), disable_benchmark=True, validation_on_startup=True).run(trainer)
+    dog = replace(SHOT, nickname="dog", prompt="a dog", index=1)
+    judge = {"evaluation_type": "clip", "pretrained_evaluation_model_name_or_path": str(tiny_clip)}
+    gallery((SHOT, dog), validation_on_startup=True, **judge).run(trainer)
+    base, trained = (event for event in told if isinstance(event, Measured))
+    assert (base.kind, base.step, trained.kind, trained.step) == ("clip", 0, "clip", 0)
+    scores = [judged(tiny_clip, Image.new("RGB", (64, 32), (200, 0, 0)), prompt) for prompt in ("a cat", "a dog")]
+    expected = {"mean": sum(scores) / 2, "min": min(scores), "max": max(scores)}
+    assert trained.figures == pytest.approx({f"clip_score/{name}": value for name, value in expected.items()}, abs=1e-3)
+    assert set(base.figures) == {f"clip_score/base/{name}" for name in expected}
+    assert len([event for event in told if isinstance(event, Painted)]) == 4

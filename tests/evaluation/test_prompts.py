@@ -90,11 +90,52 @@ def test_a_library_may_hold_comments_and_a_trailing_comma(shots: Shots, library:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [('{"a": ', "line 1"), ('["a"]', "not an object"), ('{"a": 3, "b": null}', "no text for `b`")]
+    ("content", "said"), [('{"a": ', "line 1"), ('["a"]', "not an object"), ('{"a": 3, "b": null}', "`b` has no text but None")]
 )
 def test_an_unreadable_library_is_an_error(shots: Shots, library: Callable[[str], str], content: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         shots(validation_prompt_library=library(content))
+
+
+def test_an_entry_may_say_how_much_the_adapter_counts(shots: Shots, library: Callable[[str], str]) -> None:
+    text = '{"plain": "a cat", "half": {"prompt": "a dog", "adapter_strength": 0.5}, "object": {"prompt": "a fox"}}'
+    made = shots(validation_prompt="a", validation_prompt_library=library(text))
+    assert [(shot.prompt, shot.adapter_strength) for shot in made] == [("a", 1), ("a cat", 1), ("a dog", 0.5), ("a fox", 1)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"adapter_strength": 1}, "has no text"),
+        ({"prompt": "a", "adapter_strength": "much"}, "`adapter_strength` 'much'"),
+        ({"prompt": "a", "adapter_strength": True}, "`adapter_strength` True"),
+        ({"prompt": "a", "strength": 1}, "unknown key 'strength'"),
+    ],
+)
+def test_an_entry_that_is_not_understood_is_an_error(
+    shots: Shots, library: Callable[[str], str], entry: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        shots(validation_prompt_library=library(json.dumps({"cat": entry})))
+
+
+def test_full_tuning_has_no_adapter_whose_strength_could_be_set(shots: Shots, library: Callable[[str], str]) -> None:
+    text = '{"half": {"prompt": "a dog", "adapter_strength": 0.5}}'
+    with pytest.raises(ConfigError, match=r"model_type is full.*\n.*no adapter"):
+        shots(validation_prompt_library=library(text), model_type="full")
+    assert shots(validation_prompt_library=library('{"whole": {"prompt": "a", "adapter_strength": 1}}'), model_type="full")
+
+
+def test_true_is_the_bundled_library_and_false_is_none(shots: Shots) -> None:
+    made = shots(validation_prompt_library=True)
+    assert {"portrait", "hands", "text"} <= {shot.nickname for shot in made}
+    assert len({shot.prompt for shot in made}) == len(made) >= 12
+    assert shots(validation_prompt_library=False) == ()
+
+
+def test_half_a_character_in_a_prompt_does_not_reach_the_tokenizer(shots: Shots, library: Callable[[str], str]) -> None:
+    (shot,) = shots(validation_prompt_library=library('{"half \\ud83d": "a \\ud83d cat"}'))
+    assert (shot.nickname, shot.prompt) == ("half ?", "a ? cat")
 
 
 def test_a_library_that_is_not_there_is_an_error_that_names_it(shots: Shots) -> None:

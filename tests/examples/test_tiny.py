@@ -43,7 +43,8 @@ def test_the_tiny_stable_cascade_is_laid_out_as_its_two_repositories(tiny_repo):
     prior, decoder = (tiny_repo("stable_cascade") / name for name in ("stable-cascade-prior", "stable-cascade"))
     shared = {"model_index.json", "scheduler", "text_encoder", "tokenizer"}
     loose = {"effnet_encoder.safetensors", "previewer.safetensors"}
-    assert {path.name for path in prior.iterdir()} == shared | {"prior", "prior_lite"}
+    of_pictures = {"feature_extractor", "image_encoder"}
+    assert {path.name for path in prior.iterdir()} == shared | of_pictures | {"prior", "prior_lite"}
     assert {path.name for path in decoder.iterdir()} == shared | loose | {"decoder", "decoder_lite", "vqgan"}
     assert model_options("stable_cascade", prior.parent) == {
         "pretrained_model_name_or_path": str(prior),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderTiny, SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from torch.nn.functional import mse_loss
@@ -261,6 +261,25 @@ def test_a_half_precision_shot_is_the_stock_pipelines_as_well(make_run, tiny_rep
     noise = torch.randn(1, 16, 12, 16, generator=torch.Generator("cpu").manual_seed(5))
     expected = paint(pipeline, latents=noise).float()
     assert (latents - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+def test_a_preview_is_the_stock_pipelines_picture_with_the_tiny_autoencoder(make_run, tiny_repo):
+    family = StableDiffusion3(make_run("sd3"))
+    tiny = AutoencoderTiny.from_pretrained(tiny_repo("sd3") / "taesd3")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_repo("sd3"), vae=tiny)
+    latents = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(5))
+    unscaled = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
+    with torch.no_grad():
+        stock = pipeline.image_processor.postprocess(pipeline.vae.decode(unscaled, return_dict=False)[0], output_type="pil")
+    with family.preview_decoder("cpu") as show:
+        assert show(latents).tobytes() == stock[0].tobytes()
+
+
+def test_the_preview_s_autoencoder_is_looked_for_before_any_work(make_run, tmp_path):
+    missing = {"sd3_preview_decoder_model_name_or_path": str(tmp_path)}
+    StableDiffusion3(make_run("sd3", **missing)).verify()
+    with pytest.raises(UserError, match="no safetensors weights"):
+        StableDiffusion3(make_run("sd3", **missing, validation_preview=True)).verify()
 
 
 SLG = {

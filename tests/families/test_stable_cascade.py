@@ -21,7 +21,8 @@ from simpletuner.config.run import Dtypes
 from simpletuner.data.geometry import fit
 from simpletuner.data.samples import Place, Prompt
 from simpletuner.errors import UserError
-from simpletuner.evaluation.gallery import facts, is_painted, write_png
+from simpletuner.evaluation.files import png_of
+from simpletuner.evaluation.names import facts, is_painted
 from simpletuner.events import Notice
 from simpletuner.families.base import Shot
 from simpletuner.families.stable_cascade import StableCascade
@@ -112,6 +113,49 @@ def test_pixels_latents_samples_and_pictures_agree_on_the_size(make_run, width, 
     assert latents.shape == (1, 16, *grid)
     with family.image_decoder("cpu") as decode:
         assert decode(latents, cond, uncond).size == (width, height)
+
+
+# the picture itself
+
+
+def told_of_pictures(make_run) -> StableCascade:
+    return StableCascade(make_run("stable_cascade", stable_cascade_image_embed_probability=0.1, **STEPS))
+
+
+def test_a_pictures_embedding_equals_the_stock_pipelines(make_run, stock):
+    pictures = [Image.effect_noise((160, 128), 80).convert("RGB"), Image.linear_gradient("L").resize((160, 128)).convert("RGB")]
+    pixels = torch.stack([torch.tensor(list(one.tobytes())).reshape(128, 160, 3).permute(2, 0, 1) for one in pictures])
+    encoder, share = told_of_pictures(make_run).image_prompts()
+    assert share == 0.1
+    with encoder.lent("cpu") as encode:
+        found = torch.cat([encode(one[None].float() / 127.5 - 1, ["a"]) for one in pixels])
+    expected, _ = stock.encode_image(pictures, device="cpu", dtype=torch.float32, batch_size=1, num_images_per_prompt=1)
+    assert torch.equal(found, expected[0])
+
+
+def test_a_sample_with_its_pictures_embedding_is_heard_and_the_others_hear_zeros(make_run, embeds):
+    family = told_of_pictures(make_run)
+    picture = torch.ones(family.denoiser_config["clip_image_in_channels"])
+    cond = family.collate([{**embeds[0], "image_D": picture}, embeds[0]], [])
+    assert cond["image_B1D"].shape == (2, 1, len(picture))
+    assert [row.unique().tolist() for row in cond["image_B1D"]] == [[1.0], [0.0]]
+    noisy = torch.randn(1, 16, 6, 6).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        told, not_told = family.predict(family.load_denoiser(), noisy, torch.tensor([0.5, 0.5]), cond)
+    assert not torch.allclose(told, not_told)
+
+
+def test_no_picture_is_shown_unless_asked_for(cascade):
+    assert cascade.image_prompts() is None
+
+
+def test_a_repository_without_an_image_encoder_is_told_at_start(make_run, folder, tmp_path):
+    shutil.copytree(folder / "stable-cascade-prior", tmp_path / "prior")
+    shutil.rmtree(tmp_path / "prior" / "image_encoder")
+    options = {"pretrained_model_name_or_path": str(tmp_path / "prior"), "stable_cascade_image_embed_probability": 0.1}
+    with pytest.raises(UserError, match="no component `image_encoder`"):
+        StableCascade(make_run("stable_cascade", **options)).verify()
+    StableCascade(make_run("stable_cascade", **{**options, "stable_cascade_image_embed_probability": 0.0})).verify()
 
 
 # prompts
@@ -495,7 +539,8 @@ def test_a_picture_made_otherwise_is_not_taken_for_the_galleries_own(make_run, t
     families = [StableCascade(make_run("stable_cascade", **plain, **each)) for each in ({}, option)]
     shots = [shot for family in families for shot in shots_of(family.run, family, lambda _: None)]
     for number, shot in enumerate(shots):
-        write_png(Image.new("RGB", (8, 8)), tmp_path / f"{number}.png", facts(shot, step=0, weights="base"))
+        png = png_of(Image.new("RGB", (8, 8)), facts(shot, step=0, weights="base"))
+        (tmp_path / f"{number}.png").write_bytes(png)
     found = [[is_painted(tmp_path / f"{number}.png", shot, 0, "base") for shot in shots] for number in range(2)]
     assert found == [[True, False], [False, True]]
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tty]:
         return Tty()
 
     return of
+
+
+def screens(stream: Tty) -> list[list[str]]:
+    """The lines of each frame of the live display, which begins with "training": without colours and the cursor's ways."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.getvalue())
+    frames = [f"training{frame}" for frame in text.split("training")[1:]]
+    return [[line.rstrip() for line in frame.splitlines() if line.strip()] for frame in frames]
 
 
 def stepped(step: int, steps: int = 100) -> Stepped:
@@ -144,6 +152,54 @@ def test_a_terminal_shows_task_count_and_time_left_however_narrow(terminal: Call
     assert "training" in shown
     assert "20/100" in shown
     assert "8.0 s left" in shown
+
+
+def told_fully(step: int) -> Stepped:
+    memory = {"peak_memory_gib": 14.26, "peak_memory_share": 0.594}
+    return replace(stepped(step), extra=memory, upcoming={"gallery": 90, "checkpoint": 40}, steps_per_s=8.3333)
+
+
+def test_a_log_s_line_has_speed_in_steps_and_memory_where_they_are_known_but_not_what_comes_next(log: Log) -> None:
+    console = log.console()
+    console(told_fully(10))
+    figures = "loss 0.5124, norm 0.123, lr 1.00e-04, epoch 2, memory 14.3 GiB at peak (59%)"
+    assert log.lines == [f"training: 10/100  8.33 it/s, 33.3 samples/s, {figures}"]
+
+
+def test_a_terminal_shows_figures_and_what_comes_next_the_nearest_first(terminal: Callable[[int], Tty], log: Log) -> None:
+    stream = terminal(100)
+    with Console(stream=stream, clock=lambda: log.now_s) as console:
+        console(RunStarted(0, 100))
+        console(stepped(10))
+        log.now_s = 1
+        console(told_fully(20))
+        console(RunFinished(20))
+    last = screens(stream)[-1]
+    assert last[0].startswith("training ━")
+    assert last[0].endswith(" 20/100 8.0 s left, 8.33 it/s, 33.3 samples/s")
+    assert last[1:3] == [
+        "  loss 0.5124, norm 0.123, lr 1.00e-04, epoch 2, memory 14.3 GiB at peak (59%)",
+        "  next: checkpoint in 40 steps, gallery in 90",
+    ]
+
+
+def test_the_display_of_a_narrow_terminal_keeps_its_height(terminal: Callable[[int], Tty], log: Log) -> None:
+    stream = terminal(40)
+    with Console(stream=stream, clock=lambda: log.now_s) as console:
+        console(RunStarted(0, 100))
+        console(told_fully(10))
+        console(RunFinished(10))
+    assert len(screens(stream)[-1]) == 3
+    assert all(len(line) <= 40 for line in screens(stream)[-1])
+
+
+def test_one_step_is_no_steps(terminal: Callable[[int], Tty]) -> None:
+    stream = terminal(100)
+    with Console(stream=stream) as console:
+        console(RunStarted(0, 100))
+        console(replace(stepped(99), upcoming={"checkpoint": 1}))
+        console(RunFinished(99))
+    assert "next: checkpoint in 1 step" in [line.strip() for line in screens(stream)[-1]]
 
 
 def test_a_terminal_has_its_cursor_back_when_the_run_fails(terminal: Callable[[int], Tty]) -> None:

@@ -213,4 +213,7 @@ def test_tf32_is_for_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(engine._accelerator, "prepare_model", lambda model, **_: model)
         engine.prepare(Family(), Family().load_denoiser())  # type: ignore[arg-type]
         assert (told[-1][1], torch.backends.cudnn.allow_tf32) == expected
+        with engine.encoding():  # what has no cache is encoded between two steps
+            assert (told[-1][1], torch.backends.cudnn.allow_tf32) == ("highest", False)
+        assert (told[-1][1], torch.backends.cudnn.allow_tf32) == expected
         told.clear()

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from simpletuner.training.jobs import Asked, Due, Inbox
+from simpletuner.training.jobs import Asked, Due, Inbox, Upcoming
 
 SAVING = Due(steps=10, at_end=True, asked="save")
 PAINTING = Due(steps=5, at_start=True, at_end=True, asked="validate")
@@ -99,3 +99,14 @@ def test_after_the_block_signals_do_what_they_did_before() -> None:
     with Inbox():
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_the_next_of_each_job_is_so_many_steps_off_and_the_end_counts_where_it_is_due_then() -> None:
+    dues = [Due(steps=10, at_end=True, name="checkpoint"), Due(steps=7, name="gallery"), Due(steps=3), Due(name="never")]
+    upcoming = Upcoming(dues, last=25)
+    assert upcoming.after(0) == {"checkpoint": 10, "gallery": 7}
+    assert upcoming.after(9) == {"checkpoint": 1, "gallery": 5}
+    assert upcoming.after(10) == {"checkpoint": 10, "gallery": 4}
+    assert upcoming.after(20) == {"checkpoint": 5, "gallery": 1}
+    assert upcoming.after(21) == {"checkpoint": 4}
+    assert upcoming.after(25) == {}

@@ -189,6 +189,31 @@ def test_dora_is_the_formula_of_its_paper(tmp_path: Path) -> None:
         torch.testing.assert_close(answer(denoiser), answer(base), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_at_half_strength_the_matrices_count_half_and_afterwards_whole(tmp_path: Path, use_dora: bool) -> None:
+    denoiser, tuning = tuned(tmp_path, use_dora=use_dora, lora_alpha=8.0)
+    stir(tuning)
+    weights = {name: tensor.double() for name, tensor in tuning.weights().items()}
+    base = Family().load_denoiser().double()
+    for name, layer in (("to_q", base.to_q), ("to_out.0", base.to_out[0])):
+        moved = layer.weight + 4 * 0.5 * weights[f"{name}.lora_B.weight"] @ weights[f"{name}.lora_A.weight"]
+        if use_dora:
+            moved *= weights[f"{name}.lora_magnitude_vector"][:, None] / moved.norm(dim=1, keepdim=True)
+        layer.weight.data = moved
+    with tuning.evaluating():
+        whole = answer(denoiser)
+        with tuning.at_strength(0.5):
+            torch.testing.assert_close(answer(denoiser), answer(base), atol=1e-5, rtol=1e-4)
+        assert torch.equal(answer(denoiser), whole)
+
+
+def test_a_lora_at_no_strength_is_the_base(tmp_path: Path) -> None:
+    denoiser, tuning = tuned(tmp_path)
+    stir(tuning)
+    with tuning.evaluating(), tuning.at_strength(0.0):
+        torch.testing.assert_close(answer(denoiser), base_answer())
+
+
 def test_a_dora_is_the_base_while_it_is_off(tmp_path: Path) -> None:
     denoiser, tuning = tuned(tmp_path, use_dora=True)
     stir(tuning)

@@ -181,6 +181,20 @@ def test_disabled_is_the_base_bit_for_bit(tmp_path: Path, config: dict[str, Any]
     assert not torch.allclose(answer(denoiser), base_answer(dtype), atol=1e-2)
 
 
+@pytest.mark.parametrize("config", [LOKR, LOHA, LOCON, FULL, LOCON | {"dora_wd": True}], ids=str)
+def test_at_half_strength_it_is_an_adapter_of_half_the_multiplier(tmp_path: Path, config: dict[str, Any]) -> None:
+    denoiser, tuning = tuned(tmp_path, config | {"multiplier": 0.8})
+    stir(tuning)
+    halved, other = tuned(tmp_path, config | {"multiplier": 0.4})
+    other.load(tuning.weights())
+    with tuning.evaluating(), other.evaluating():
+        whole = answer(denoiser)
+        with tuning.at_strength(0.5):
+            assert torch.equal(answer(denoiser), answer(halved))
+        assert torch.equal(answer(denoiser), whole)
+        assert not torch.allclose(whole, answer(halved), atol=1e-3)
+
+
 @pytest.mark.parametrize("dropout", ["dropout", "rank_dropout", "module_dropout"])
 @pytest.mark.parametrize("config", [LOKR, LOHA, LOCON, FULL], ids=lambda config: config["algo"])
 def test_each_dropout_acts_in_training_and_never_in_evaluation(tmp_path: Path, config: dict[str, Any], dropout: str) -> None:

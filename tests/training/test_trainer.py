@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from simpletuner.data.samples import Cursor, draw_seed
 from simpletuner.diffusion.weighting import AdaptiveWeights
 from simpletuner.errors import Interrupted, RunError
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped
+from simpletuner.training.headroom import Headroom
 from simpletuner.training.jobs import Due
 
 
@@ -263,8 +266,10 @@ def test_spoiled_weights_are_never_saved(tmp_path: Path) -> None:
 def test_a_stopped_run_is_saved_and_goes_on_as_if_never_stopped(
     tmp_path: Path, sent: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/simpletuner", "train", "--config_file", "my config.json"])
-    whole, broken = make_run(tmp_path / "whole"), make_run(tmp_path / "broken")
+    hook = {"callback_url": "https://host/s3cr3t"}
+    words = ["train", "--config_file", "my config.json", "--webhook_config", json.dumps(hook)]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/simpletuner", *words])
+    whole, broken = make_run(tmp_path / "whole"), make_run(tmp_path / "broken", webhook_config=hook)
     with trainer_of(whole, steps=6) as trainer:
         trainer.fit()
         expected = trainer.tuning.weights()
@@ -277,6 +282,7 @@ def test_a_stopped_run_is_saved_and_goes_on_as_if_never_stopped(
     assert stopped.value.exit_code == code
     assert "Stopped at step 5 of 6" in str(stopped.value)
     assert "simpletuner train --config_file 'my config.json'" in str(stopped.value)
+    assert "s3cr3t" not in str(stopped.value)
     assert painted == [], "who wants to leave waits for saving only"
     assert any("saving step 5" in notice.text for notice in told.of(Notice))
     with trainer_of(broken, steps=6) as trainer:
@@ -352,6 +358,21 @@ def test_kept_gradient_memory_trains_the_same(tmp_path: Path, optimizer: str) ->
     (losses, weights), (kept_losses, kept_weights) = results
     assert losses == kept_losses
     assert all(torch.equal(weights[name], kept_weights[name]) for name in weights)
+
+
+def test_a_log_point_tells_what_comes_next_and_a_tight_card_is_told_before_the_gallery(tmp_path: Path) -> None:
+    told = Told()
+    gallery = Doing(Due(steps=3, name="gallery"), lambda trainer: trainer.tell(Notice("painting")))
+    with trainer_of(make_run(tmp_path, log_step_interval=2), steps=4, jobs=[gallery], told=told) as trainer:
+        trainer.headroom = Headroom(SimpleNamespace(peak_memory_gib=lambda: 23.9, memory_gib=lambda: 24.0))
+        trainer.fit()
+    first, second = told.of(Stepped)
+    assert (first.upcoming, second.upcoming) == ({"checkpoint": 2, "gallery": 1}, {})
+    assert first.steps_per_s == pytest.approx(first.samples_per_s / 2)
+    assert first.extra["peak_memory_share"] == pytest.approx(23.9 / 24)
+    warning, *painting = [notice.text for notice in told.of(Notice)]
+    assert "23.9 GiB of the card's 24.0" in warning
+    assert "painting" in painting
 
 
 def test_a_log_point_tells_the_loss_of_each_tenth_of_time_that_was_drawn(tmp_path: Path) -> None:

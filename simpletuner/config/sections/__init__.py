@@ -9,13 +9,17 @@ from simpletuner.config.sections.data import Data
 from simpletuner.config.sections.ema import Ema
 from simpletuner.config.sections.eval_loss import EvalLoss
 from simpletuner.config.sections.flow import Flow
+from simpletuner.config.sections.hub import Hub
 from simpletuner.config.sections.kernels import Kernels
 from simpletuner.config.sections.memory import Memory
 from simpletuner.config.sections.model import Model
 from simpletuner.config.sections.objective import Objective
 from simpletuner.config.sections.optimizer import Optimizer
 from simpletuner.config.sections.precision import Precision
+from simpletuner.config.sections.previews import Previews
 from simpletuner.config.sections.reporting import Reporting
+from simpletuner.config.sections.scores import Scores
+from simpletuner.config.sections.trackers import Trackers
 from simpletuner.config.sections.training import Training
 from simpletuner.config.sections.validation import Validation
 
@@ -27,13 +31,17 @@ __all__ = [
     "Ema",
     "EvalLoss",
     "Flow",
+    "Hub",
     "Kernels",
     "Memory",
     "Model",
     "Objective",
     "Optimizer",
     "Precision",
+    "Previews",
     "Reporting",
+    "Scores",
+    "Trackers",
     "Training",
     "Validation",
 ]
@@ -53,5 +61,9 @@ SECTIONS: dict[str, type[Section]] = {
     "checkpointing": Checkpointing,
     "validation": Validation,
     "eval_loss": EvalLoss,
+    "previews": Previews,
+    "scores": Scores,
     "reporting": Reporting,
+    "trackers": Trackers,
+    "hub": Hub,
 }

@@ -32,3 +32,7 @@ class Objective(Section):
 
     input_perturbation_steps: int = option(0, ge=0, level="experimental", when="input_perturbation>0")
     """Fade `input_perturbation` linearly to 0 over so many optimiser steps; 0 keeps it."""
+
+    masked_loss_probability: float = option(1.0, ge=0, le=1)
+    """How often a sample is trained by its mask alone, drawn each time it comes; otherwise by the whole picture. Of sets with
+    `conditioning_data`."""

@@ -13,8 +13,9 @@ class Validation(Section):
     validation_prompt: str | None = option(None, level="essential")
     """The main prompt. Unset, and no library: no gallery."""
 
-    validation_prompt_library: str | None = option(None, path="input", also=("user_prompt_library",))
-    """A JSON file of more prompts: nickname -> prompt."""
+    validation_prompt_library: bool | str | None = option(None, path="input", also=("user_prompt_library",))
+    """A JSON file of more prompts: nickname -> prompt, or -> an object of `prompt` and `adapter_strength`, the weight at which
+    the trained adapter counts in that picture (1 as trained, 0 not at all). true: the bundled set of general prompts."""
 
     validation_negative_prompt: str = option("")
     """What guidance leads away from."""
@@ -35,7 +36,12 @@ class Validation(Section):
     """Seed of the starting noise, the same for every picture and every time. Unset: `seed`."""
 
     validation_step_interval: int | None = option(None, ge=0, also=("validation_steps",))
-    """Render every so many optimiser steps; 0 only at the end. Unset: `checkpoint_step_interval`."""
+    """Render every so many optimiser steps; 0 only at the end. Unset: `checkpoint_step_interval`, or 0 if an epoch interval
+    is set."""
+
+    validation_epoch_interval: float | None = option(None, ge=0)
+    """Render every so many epochs, beside `validation_step_interval`; 0.5 is twice an epoch, at the first step that has come so
+    far."""
 
     validation_on_startup: bool = option(False)
     """Render before the first step too."""

@@ -1,0 +1,41 @@
+"""Pictures of SD3 in the making, by a tiny autoencoder: TAESD3 by Ollin Boer Bohan, or one of your own in its layout.
+
+Shape letters:  B batch,  C latent channels,  H W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from simpletuner.families import common
+from simpletuner.families.repository import Component
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["TAESD3", "tiny_decoder"]
+
+TAESD3 = "madebyollin/taesd3"
+
+
+@contextmanager
+def tiny_decoder(component: Component, device: str) -> Iterator[Callable[[Tensor], Image]]:
+    """Latents (1, C, H, W) -> a picture, as the stock pipeline makes it with this autoencoder for its own. Raises UserError."""
+    from diffusers import AutoencoderTiny
+
+    with common.on_loan(lambda: common.load_whole(AutoencoderTiny, component, "float32"), device) as vae:
+        yield lambda latents_1CHW: decode(vae(), latents_1CHW)
+
+
+def decode(vae: Any, latents_1CHW: Tensor) -> Image:
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+        latents_1CHW = latents_1CHW.to(vae.device, torch.float32) / vae.config.scaling_factor + vae.config.shift_factor
+        pixels_13HW = vae.decode(latents_1CHW, return_dict=False)[0]
+    [picture] = VaeImageProcessor().postprocess(pixels_13HW, output_type="pil")
+    return picture
