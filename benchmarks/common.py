@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from simpletuner.config.datasets import TextEmbedsDataset
+from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
 from simpletuner.config.run import Dtypes, Run
 from simpletuner.config.sections import SECTIONS
 from simpletuner.families import find
@@ -102,7 +102,8 @@ def scratch() -> Iterator[Path]:
 
 
 def made_run(model: Path, folder: Path, *, mixed_precision: str = "no", **options: Any) -> Run:
-    """A LoRA run on the Sana repository `model`, as derived for a CPU."""
+    """A LoRA run on the repository `model`, a Sana if not said otherwise, as derived for a CPU."""
+    family = find()[options.get("model_family", "sana")]
     values = {
         "model_family": "sana",
         "pretrained_model_name_or_path": str(model),
@@ -114,11 +115,13 @@ def made_run(model: Path, folder: Path, *, mixed_precision: str = "no", **option
         "lr_warmup_steps": 0,
         "lora_rank": 4,
         "lora_alpha": 4.0,
-        **find()["sana"].defaults,
+        **family.defaults,
         **options,
     }
+    for name in ImageDataset.model_fields:
+        values.pop(name, None)
     sections = {}
-    for name, section in {**SECTIONS, "family": find()["sana"].Options}.items():
+    for name, section in {**SECTIONS, "family": family.Options}.items():
         sections[name] = section(**{key: values.pop(key) for key in list(values) if key in section.model_fields})
     assert not values, f"no such options: {values}"
     dtypes = DTYPES[mixed_precision]

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from common import Figure, arguments, made_run, scratch, tell
-from counting import PeakBytes
-from counting import stored_bytes as bytes_of
 from diffusers import SanaTransformer2DModel
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -23,6 +21,8 @@ from simpletuner.config.run import Run
 from simpletuner.examples.tiny import build_model
 from simpletuner.families import load as load_family
 from simpletuner.networks.checkpointing import checkpoint_blocks
+from simpletuner.networks.counting import PeakBytes
+from simpletuner.networks.counting import stored_bytes as bytes_of
 from simpletuner.networks.linear_attention import LinearAttention
 from simpletuner.networks.quantise import quantise, stored_bytes
 from simpletuner.training.optimizers import build_optimizer

@@ -5,7 +5,10 @@ The scan is of real small JPEGs with EXIF orientation and caption files. The mil
 
 from __future__ import annotations
 
+import gc
+import os
 import random
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -21,11 +24,12 @@ from PIL import Image
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import TensorCache, item_key
-from simpletuner.data.discovery import discover, search
+from simpletuner.data.discovery import TEXT_FILES, discover
 from simpletuner.data.index import open_dataset
 from simpletuner.data.manifest import Manifest, Texts, save_manifest
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.samples import Cursor, LatentSpec, Recipe
+from simpletuner.data.stores.folder import Folder
 
 LATENT = LatentSpec(32, 32, 64, 1024)
 ORIENTATION = 0x0112
@@ -55,7 +59,8 @@ def scans(folder: Path, count: int, rounds: int) -> list[Figure]:
     latent = LatentSpec(32, 32, 32, 64)
 
     def scan() -> None:
-        discover(pictures, search(pictures), None, with_captions=True, progress=lambda done, total: None)
+        store = Folder(pictures)
+        discover(store, store.listing(say), None, captions_from=TEXT_FILES, progress=lambda done, total: None)
 
     def first_start() -> None:
         for manifest in (folder / "cache").glob("*"):
@@ -67,9 +72,9 @@ def scans(folder: Path, count: int, rounds: int) -> list[Figure]:
 
     seconds = least_cpu_s({"scan": scan, "first start": first_start, "second start": second_start}, rounds)
     return [
-        Figure("scan with EXIF and captions", count / seconds["scan"], "files/CPU-s", least=10_000),
+        Figure("scan with EXIF and captions", count / seconds["scan"], "files/CPU-s", least=20_000),
         Figure("first start: scan, buckets, ledger, manifest", count / seconds["first start"], "files/CPU-s"),
-        Figure("second start, nothing changed", count / seconds["second start"], "files/CPU-s"),
+        Figure("second start, nothing changed", count / seconds["second start"], "files/CPU-s", least=100_000),
     ]
 
 
@@ -79,7 +84,8 @@ def synthetic(folder: Path, count: int) -> Manifest:
     sizes_N2 = rng.integers(1024, 2048, (30, 2), np.int32)
     stamps = np.arange(count, dtype=np.int64)
     return Manifest(
-        root=str(folder.resolve()), has_captions=True, files=Texts.of(f"folder/{number:09}.jpg" for number in range(count)),
+        root=str(folder.resolve()), captions_from=TEXT_FILES,
+        files=Texts.of(f"folder/{number:09}.jpg" for number in range(count)),
         sizes=stamps, times=stamps, edges=sizes_N2[rng.integers(0, 30, count)], caption_sizes=stamps, caption_times=stamps,
         captions=Texts.of(f"a picture of the subject number {number:09}, by a river at dawn" for number in range(count)),
     )  # fmt: skip
@@ -125,6 +131,59 @@ def plans(folder: Path, count: int, rounds: int) -> list[Figure]:
     ]
 
 
+def tabled(folder: Path, count: int) -> None:
+    """Empty files that a Parquet table tells captions and sizes of: nobody opens them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [f"{number // 10_000:04}/{number:09}" for number in range(count)]
+    for number, name in enumerate(names):
+        if number % 10_000 == 0:
+            (folder / "pictures" / name).parent.mkdir(parents=True)
+        os.close(os.open(folder / "pictures" / f"{name}.jpg", os.O_CREAT))
+    edges_N2 = np.random.default_rng(0).integers(1024, 2048, (30, 2), np.int32)[np.arange(count) % 30]
+    texts = [f"a picture of the subject number {number:09}, by a river at dawn" for number in range(count)]
+    columns = {"id": names, "width": edges_N2[:, 0], "height": edges_N2[:, 1], "caption": texts, "other": texts}
+    pq.write_table(pa.table(columns), folder / "table.parquet")
+
+
+def opened_with_table(folder: Path) -> tuple[float, float, float]:
+    """In a fresh process: seconds and CPU seconds of opening the set, and what it then holds, in bytes."""
+    said = {"path": str(folder / "table.parquet"), "filename_column": "id", "caption_column": "caption"}
+    entry = ImageDataset(
+        id="million", instance_data_dir=str(folder / "pictures"), resolution=1024, resolution_type="pixel",
+        metadata_backend="parquet", caption_strategy="parquet", cache_dir_vae=str(folder / "cache"),
+        parquet={**said, "width_column": "width", "height_column": "height"},
+    )  # fmt: skip
+    import pyarrow.dataset  # noqa: F401  (its own size is not the samples')
+
+    before, began_s, cpu_s = resident_bytes(), time.perf_counter(), time.process_time()
+    images = open_dataset(entry, LATENT, tell=say)
+    took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
+    assert len(images) == images.ledger.found > 0
+    gc.collect()
+    return took_s, cpu_s, resident_bytes() - before
+
+
+def tables(folder: Path, count: int) -> list[Figure]:
+    figures = []
+    for share in (count // 4, count):
+        place = folder / str(share)
+        tabled(place, share)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+            took_s, cpu_s, growth = other.submit(opened_with_table, place).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+            again_s, _, _ = other.submit(opened_with_table, place).result()
+        figures += [
+            Figure(f"index of {share:,} from Parquet: first start", took_s, "s", most=60),
+            Figure(f"index of {share:,} from Parquet: first start", cpu_s, "CPU s"),
+            Figure(f"index of {share:,} from Parquet: second start", again_s, "s", most=60),
+            Figure(f"index of {share:,} from Parquet: growth of the process", growth / share, "bytes/sample", most=400),
+        ]
+        shutil.rmtree(place)
+    return figures
+
+
 def reads(folder: Path, items: int, rounds: int) -> list[Figure]:
     cache = TensorCache(folder / "items", Recipe("benchmark", {}))
     keys = [item_key(number) for number in range(items)]
@@ -146,11 +205,12 @@ def reads(folder: Path, items: int, rounds: int) -> list[Figure]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, rounds=5, files=10_000, samples=1_000_000, items=4_096)
+    asked = arguments(__doc__, rounds=5, files=10_000, samples=1_000_000, rows=1_000_000, items=4_096)
     with scratch() as folder:
         figures = [
             *scans(folder / "scan", asked.files, asked.rounds),
             *plans(folder / "plan", asked.samples, asked.rounds),
+            *(tables(folder / "tables", asked.rows) if asked.rows else []),
             *reads(folder / "reads", asked.items, asked.rounds),
         ]
     tell(figures, as_json=asked.json)

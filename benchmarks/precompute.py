@@ -49,7 +49,7 @@ class Sleeper:
     def lent(self, device: str) -> Iterator[Callable[[Any], Any]]:
         yield self.encode
 
-    def encode(self, items: Any) -> Any:
+    def encode(self, items: Any, keys: Sequence[str] = ()) -> Any:
         began_s = time.perf_counter()
         time.sleep(self.work_s * len(items))
         self.slept_s += time.perf_counter() - began_s

@@ -13,7 +13,7 @@ import torch
 from common import Figure, arguments, least_cpu_s, say, scratch, tell
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from simpletuner.data.prompts import PromptStore
+from simpletuner.data.prompts import PromptStore, prompt_bytes
 from simpletuner.data.ranks import Alone
 from simpletuner.data.samples import Prompt
 from simpletuner.examples.tiny import build_model
@@ -63,7 +63,7 @@ def main() -> None:
 
         seconds = least_cpu_s({"bare": bare, "cached": cached}, options.rounds)
         written = sum(path.stat().st_size for path in (folder / "0").rglob("shard-*")) / len(prompts)
-        share = written / encoder.item_bytes
+        share = written / prompt_bytes(encoder)
     tell(
         [
             Figure("bare encoder in batches", len(prompts) / seconds["bare"], "prompts/s"),

@@ -31,6 +31,7 @@ Usage: simpletuner COMMAND ...
   check      tell what is wrong, which pictures are used and how long it trains, without loading weights
   options    list every option; with --explain: the values of a run, and where each came from
   text-cache encode the prompts of a run ahead of it; loads nothing but tokenizer and text encoders
+  cache      why something would be encoded again, whether all is whole, and what may go
   export     an adapter under the names that other tools read
   examples   list | copy [NAME [FOLDER]] | build-model FAMILY FOLDER
 
@@ -59,6 +60,15 @@ TEXT_CACHE = """
 Without a flag every caption, the empty one and the gallery's prompts are encoded into the cache; what is there is skipped.
 --dry-run   count them and their disk space, and load nothing
 --verify    read them back; exit code 1 if one is missing or damaged"""
+CHECK = """
+--json prints the answer as JSON. --report FILE.html writes a page to look at: buckets, crops, captions, what is left out.
+Exit code 2 if the run would fail."""
+CACHE = """
+cache why TARGET   why a picture (its path, or its name in the set) or a prompt (its text) would be encoded, or that it is there
+cache verify       reads every shard; exit code 1 if one is damaged
+cache gc           drops what this config does not use, and merges small shards; never while a run holds the run folder
+  --dry-run        tells what would go, and changes nothing
+  --other-recipes  drops the folders of other recipes too: what other models, precisions or encoder settings were cached with"""
 EXPORT = """\
 Usage: simpletuner export --format comfyui IN OUT     a Stage C LoRA, for ComfyUI, kohya's scripts and OneTrainer
 
@@ -134,18 +144,27 @@ def train(words: list[str]) -> int:
 def check(words: list[str]) -> int:
     """The whole pre-flight."""
     if _wants_help(words):
-        return _print_options_help("check", "\n--json prints the answer as JSON.")
+        return _print_options_help("check", CHECK)
+    words, page = _without_value(words, "--report")
     as_json = "--json" in words
     run = _load([word for word in words if word != "--json"])
-    from simpletuner.preflight import inspect
+    from simpletuner.checkup import inspect
+    from simpletuner.checkup_text import as_text
+    from simpletuner.networks.libraries import import_model_libraries
     from simpletuner.reporting.console import Console
+
+    import_model_libraries()
 
     with Console(run.reporting.log_level) as tell:
         for notice in run.notices:
             tell(Notice(notice))
-        report = inspect(run, tell)
-    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else report.as_text())
-    return 0
+        report, sets = inspect(run, tell)
+        if page is not None:
+            from simpletuner.checkup_page import write_page
+
+            write_page(report, sets, Path(page))
+    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else as_text(report))
+    return report.exit_code
 
 
 def options(words: list[str]) -> int:
@@ -235,6 +254,33 @@ def text_cache(words: list[str]) -> int:
     return 0
 
 
+def cache(words: list[str]) -> int:
+    """Says what a cache holds and why, reads it all, or drops what is not used."""
+    if _wants_help(words):
+        return _print_options_help("cache why TARGET|verify|gc", CACHE)
+    question, target, rest = words[0] if words else "", "", words[1:]
+    if question == "why" and rest and not rest[0].startswith("--"):
+        target, rest = rest[0], rest[1:]
+    if question not in ("why", "verify", "gc") or (question == "why" and not target):
+        raise UserError(f"`simpletuner cache {' '.join(words)}` is not understood.\n{CACHE}".rstrip())
+    flags = {"--dry-run", "--other-recipes"}.intersection(rest) if question == "gc" else set()
+    run = _load([word for word in rest if word not in flags])
+    from simpletuner.cache_tools import caches_of, sweep, verify, why
+    from simpletuner.networks.libraries import import_model_libraries
+    from simpletuner.reporting.console import Console
+
+    import_model_libraries()
+    with Console(run.reporting.log_level) as tell:
+        if question == "gc":
+            swept = sweep(run, tell, is_dry="--dry-run" in flags, with_other_recipes="--other-recipes" in flags)
+            lines = [f"{'would be: ' if '--dry-run' in flags else ''}{swept.text}"]
+        else:
+            caches = caches_of(run, tell)
+            lines = why(caches, target) if question == "why" else verify(caches)
+    print("\n".join(lines))
+    return 0
+
+
 def text_cache_main() -> int:
     """The console script `simpletuner-text-cache`."""
     return main(["text-cache", *sys.argv[1:]])
@@ -259,6 +305,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "check": check,
     "text-cache": text_cache,
+    "cache": cache,
     "export": export,
     "options": options,
     "examples": examples,
@@ -276,6 +323,18 @@ def _load(words: list[str]) -> Run:
     from simpletuner.training.engine import detect_hardware
 
     return build(parsed, detect_hardware())
+
+
+def _without_value(words: list[str], name: str) -> tuple[list[str], str | None]:
+    """The words without `--name VALUE` or `--name=VALUE`, and its value. Raises UserError if it has none."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return [*words[:place], *words[place + 1 :]], word.partition("=")[2]
+        if word == name:
+            if place + 1 == len(words) or words[place + 1].startswith("--"):
+                raise UserError(f"`{name}` needs a value.", mend=f"{name} FILE")
+            return [*words[:place], *words[place + 2 :]], words[place + 1]
+    return words, None
 
 
 def _with_example(words: list[str]) -> list[str]:

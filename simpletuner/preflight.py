@@ -1,15 +1,14 @@
 """What a run will do, found before any work: its pictures, their buckets, and how many steps they make.
 
-`simpletuner check` shows it; training begins with the same lines of code.
+`simpletuner check` (`checkup.py`) shows it; training begins with the same lines of code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -17,22 +16,20 @@ from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.masks import Masks, find_masks
 from simpletuner.data.plan import PlanSet, Stream
-from simpletuner.data.ranks import Alone, Ranks, together
+from simpletuner.data.ranks import Ranks, together
 from simpletuner.data.samples import LatentSpec
 from simpletuner.data.walk import walk
 from simpletuner.errors import DataError, UserError
-from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.prompts import validation_shots
 from simpletuner.events import Notice, Tell
-from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 
 __all__ = [
     "Bucket",
     "Length",
-    "Report",
+    "bucket_table",
     "by_use",
-    "inspect",
+    "judged_table",
     "length_of",
     "open_sets",
     "plan_of",
@@ -72,59 +69,6 @@ class Length:
         return f"{_counted(self.steps, 'optimiser step')}: {epochs}"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `simpletuner check` answers."""
-
-    ledgers: dict[str, dict[str, Any]]
-    """As in `ledger.json`."""
-    buckets: dict[str, list[Bucket]]
-    length: Length
-    pictures: list[str]
-    """The gallery's pictures: "nickname 1024x1024"."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {"version": 1, **asdict(self)}
-
-    def as_text(self) -> str:
-        """For people."""
-        lines = []
-        for dataset, ledger in self.ledgers.items():
-            kind = "" if ledger["dataset_type"] == "image" else f" ({ledger['dataset_type']})"
-            counts = f"{ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} excluded"
-            lines.append(f"{dataset}{kind}: {counts}")
-            lines += [f"  left out  {one['file']}: {one['reason']}  {one['detail']}".rstrip() for one in ledger["excluded"]]
-            lines += [f"  note      {one['file']}: {one['note']}" for one in ledger["notes"]]
-            lines.append("  bucket       pictures  batches/epoch  topped up by")
-            lines += [
-                f"  {f'{row.width_px}x{row.height_px}':<11}{row.pictures:>10,}{row.batches:>15,}{row.top_ups:>14,}"
-                for row in self.buckets[dataset]
-            ]
-        lines.append(f"length: {self.length.summary}")
-        lines += [f"  {warning}" for warning in self.length.warnings]
-        lines.append(f"gallery: {', '.join(self.pictures) or 'none'}")
-        return "\n".join(lines)
-
-
-def inspect(run: Run, tell: Tell) -> Report:
-    """Look at everything that needs no weights. Raises what training would raise before any work."""
-    family = load_family(run)
-    verify_judge(run, may_fetch=False)
-    latent = family.latent
-    shots = shots_of(run, family, tell)
-    sets = open_sets(run, latent, Alone(), tell)
-    trained, judged = by_use(sets)
-    stream = plan_of(run, trained)
-    tables = {images.entry.id: _table(plan) for images, plan in zip(trained, stream.sets, strict=True)}
-    return Report(
-        ledgers={images.entry.id: images.ledger.as_dict() for images in sets},
-        buckets=tables | {images.entry.id: _judged_table(images) for images in judged},
-        length=length_of(run, stream, ranks=1),
-        pictures=[f"{shot.nickname} {shot.width_px}x{shot.height_px}" for shot in shots],
-    )
-
-
 def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
     """The pictures of each gallery, as this family makes them. Raises UserError."""
     latent = family.latent
@@ -156,11 +100,13 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         which = ", ".join(regularising)
         tell(Notice(f"{which}: is_regularisation_data is ordinary training in full tuning; its loss is logged apart."))
 
+    first = ranks.rank == 0
+
     def opened() -> list[ImageSet]:
         sets, failures = [], []
         for entry in run.picture_sets:
             try:
-                images = open_dataset(entry, latent, tell=tell)
+                images = open_dataset(entry, latent, tell=tell, is_searched=not first)
                 if entry.conditioning_data is not None:
                     images.pair(masks_of(run, entry.conditioning_data))
                 sets.append(images)
@@ -172,7 +118,6 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
             raise DataError(f"{len(failures)} datasets cannot be used:\n\n" + "\n\n".join(map(str, failures)))
         return sets
 
-    first = ranks.rank == 0
     sets: list[ImageSet] = []
     together(ranks, lambda: sets.extend(opened() if first else []))
     together(ranks, lambda: sets.extend([] if first else opened()))
@@ -280,12 +225,14 @@ def steps_per_epoch(run: Run, stream: Stream, *, ranks: int) -> Fraction:
     return Fraction(stream.epoch_length, ranks * run.training.gradient_accumulation_steps)
 
 
-def _judged_table(images: ImageSet) -> list[Bucket]:
+def judged_table(images: ImageSet) -> list[Bucket]:
+    """The buckets of a set that is judged by: it has no micro-batches."""
     counts = np.bincount(images.bucket_ids[images.alive()], minlength=len(images.buckets)).tolist()
     return [Bucket(*size_WH, count, 0, 0) for size_WH, count in zip(images.buckets, counts, strict=True) if count]
 
 
-def _table(plan: PlanSet) -> list[Bucket]:
+def bucket_table(plan: PlanSet) -> list[Bucket]:
+    """The buckets that hold pictures."""
     pictures = [int((plan.bucket_ids == bucket).sum()) for bucket in range(len(plan.buckets))]
     top_ups = plan.top_ups()
     rows = zip(plan.buckets, pictures, plan.batches.tolist(), strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet
-from simpletuner.data.prompts import PromptStore, training_prompts
+from simpletuner.data.prompts import PromptStore, prompt_bytes, training_prompts
 from simpletuner.data.ranks import Alone, Ranks
 from simpletuner.data.samples import Prompt
 from simpletuner.errors import RunError, UserError
@@ -111,7 +111,7 @@ def _prompts(run: Run, family: ModelFamily, ranks: Ranks, tell: Tell) -> list[Pr
 def _stock(run: Run, family: ModelFamily, prompts: Sequence[Prompt]) -> list[Stock]:
     store = open_store(run, family)
     return [
-        Stock(encoder.recipe.name, len(prompts), len(store.missing(encoder.recipe, prompts)), encoder.item_bytes)
+        Stock(encoder.recipe.name, len(prompts), len(store.missing(encoder.recipe, prompts)), prompt_bytes(encoder))
         for encoder in family.text_encoders()
     ]
 

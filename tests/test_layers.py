@@ -21,9 +21,10 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"preflight"},
-    {"text_cache"},
+    {"disk", "estimates", "text_cache"},
     {"lending"},
-    {"app"},
+    {"checkup", "cache_tools"},
+    {"app", "checkup_text", "checkup_page"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

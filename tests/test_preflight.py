@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from simpletuner.checkup import inspect
+from simpletuner.checkup_text import as_text
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.run import Run
 from simpletuner.data.plan import PlanSet, Stream
@@ -21,7 +23,7 @@ from simpletuner.evaluation.files import png_of
 from simpletuner.evaluation.names import facts, is_painted
 from simpletuner.events import Event, Notice
 from simpletuner.families import load as load_family
-from simpletuner.preflight import inspect, length_of, open_sets, plan_of, shots_of
+from simpletuner.preflight import length_of, open_sets, plan_of, shots_of
 
 LATENT = LatentSpec(channels=4, cell_px=8, alignment_px=64, native_edge_px=128)
 
@@ -123,15 +125,16 @@ def test_all_unusable_datasets_are_told_at_once(make_run: Callable[..., Run], tm
 
 def test_sets_to_judge_by_are_in_the_report_as_such_and_lengthen_nothing(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = with_sets(make_run("sana", max_train_steps=4, validation_seed=1), tmp_path, cats={}, dogs={"dataset_type": "eval"})
-    run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:])
+    text = run.text_embeds.model_copy(update={"cache_dir": str(tmp_path / "text")})
+    run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:], text_embeds=text)
     for name, count in (("cats", 3), ("dogs", 2)):
         for number in range(count):
             Image.new("RGB", (128, 128)).save(tmp_path / name / f"picture_{number}a.png")
-    report = inspect(run, lambda _: None)
+    report, _ = inspect(run, lambda _: None)
     assert {name: ledger["dataset_type"] for name, ledger in report.ledgers.items()} == {"cats": "image", "dogs": "eval"}
     assert [(row.pictures, row.batches) for rows in report.buckets.values() for row in rows] == [(3, 3), (2, 0)]
     assert report.length.steps_per_epoch == 3
-    assert "dogs (eval): 2 found = 2 used + 0 excluded" in report.as_text()
+    assert "dogs (eval): 2 found = 2 used + 0 excluded" in as_text(report)
 
 
 @pytest.mark.parametrize(("model_type", "notices"), [("full", 1), ("lora", 0)])

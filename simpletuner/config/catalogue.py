@@ -32,6 +32,8 @@ class OptimizerRow:
     """"module:attribute" of its class."""
     trained_dtype: str = "float32"
     """Format of the trained weights under `mixed_precision=bf16`; float32 without it."""
+    state_bytes: tuple[float, float] = (8, 8)
+    """What it keeps of each trained bfloat16 weight, and of each float32 one, in large layers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Constructor arguments, beneath the user's `optimizer_config`."""
     accepts: Mapping[str, Setting] = field(default_factory=dict)
@@ -70,6 +72,7 @@ def _optimi(
     accepts: Mapping[str, Setting],
     settings: Mapping[str, Any],
     *,
+    moments: int = 2,
     trained_dtype: str = "bfloat16",
     **facts: Any,
 ) -> OptimizerRow:
@@ -77,6 +80,7 @@ def _optimi(
     return OptimizerRow(
         f"optimi:{attribute}",
         trained_dtype=trained_dtype,
+        state_bytes=(2 * moments + 2, 4 * moments),
         settings=settings,
         accepts={**accepts, "decouple_lr": SWITCH},
         extra="optimi",
@@ -86,12 +90,13 @@ def _optimi(
 
 
 def _bnb(
-    name: str, attribute: str, accepts: Mapping[str, Setting], settings: Mapping[str, Any], **facts: Any
+    name: str, attribute: str, accepts: Mapping[str, Setting], settings: Mapping[str, Any], *, moments: int = 2, **facts: Any
 ) -> dict[str, Any]:
     """The row with 32-bit state, the one with 8-bit state, and both paged, if there is a class for it."""
     rows = {}
     for bits in ("", "8bit"):
         row = {"settings": settings, "accepts": accepts, "extra": "bnb", "devices": ("cuda", "cpu")} | facts
+        row["state_bytes"] = (moments * (1.02 if bits else 4),) * 2
         unpaged = f"bnb-{name}{bits}"
         rows[unpaged] = OptimizerRow(f"bitsandbytes.optim:{attribute}{bits}", remade=("qmap1", "qmap2"), **row)
         if name != "adagrad":
@@ -100,11 +105,12 @@ def _bnb(
     return rows
 
 
-def _ao(attribute: str, **facts: Any) -> OptimizerRow:
+def _ao(attribute: str, state_bytes: float, **facts: Any) -> OptimizerRow:
     """Moments in 8 or 4 bits, where a weight has at least 4096 numbers. Weights stay float32: the rounding that torchao has for
     bfloat16 ones draws from the global generator, which differs between ranks."""
     return OptimizerRow(
         f"torchao.optim:{attribute}",
+        state_bytes=(state_bytes, state_bytes),
         settings=ADAM_SETTINGS,
         accepts=ADAM,
         extra="torchao",
@@ -117,7 +123,11 @@ def _ao(attribute: str, **facts: Any) -> OptimizerRow:
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
     "adamw_bf16": OptimizerRow(
-        "simpletuner.training.adamw_bf16:AdamWBF16", trained_dtype="bfloat16", settings=ADAM_SETTINGS, accepts=ADAM
+        "simpletuner.training.adamw_bf16:AdamWBF16",
+        trained_dtype="bfloat16",
+        state_bytes=(4, 8),
+        settings=ADAM_SETTINGS,
+        accepts=ADAM,
     ),
     "torch-adamw": OptimizerRow("torch.optim:AdamW", settings={**ADAM_SETTINGS, "fused": True}, accepts=ADAM),
     "torch-adam": OptimizerRow(
@@ -125,6 +135,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     ),
     "torch-sgd": OptimizerRow(
         "torch.optim:SGD",
+        state_bytes=(2, 4),
         # Not fused: where fp16 skips the very first step, its momentum stays memory that nobody has written (torch 2.13).
         settings={"momentum": 0.9, "weight_decay": 0.0},
         accepts={"momentum": SHARE, **DECAY},
@@ -136,6 +147,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     ),
     "torch-adafactor": OptimizerRow(
         "torch.optim:Adafactor",
+        state_bytes=(0, 0),  # of a row and of a column a number each
         settings={"eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0},
         accepts={"eps": TWO_NUMBERS, "d": FACTOR, **DECAY},
     ),
@@ -147,12 +159,15 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.01},
         remade=("eps_sq", "mean_square"),
     ),
-    "optimi-lion": _optimi("Lion", {"betas": RATES, **DECAY}, {"betas": (0.9, 0.99), "weight_decay": 0.0}, rate_factor=0.2),
+    "optimi-lion": _optimi(
+        "Lion", {"betas": RATES, **DECAY}, {"betas": (0.9, 0.99), "weight_decay": 0.0}, moments=1, rate_factor=0.2
+    ),
     "optimi-radam": _optimi("RAdam", {**ADAM, "decouple_wd": SWITCH}, {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0}),
     "optimi-ranger": _optimi(
         "Ranger",
         {**ADAM, "k": WHOLE, "alpha": SHARE},
         {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0, "k": 6, "alpha": 0.5},
+        moments=3,
         trained_dtype="float32",  # its lookahead loses what Kahan summation kept: small steps move nothing (torch-optimi 0.3.3)
     ),
     "optimi-adan": _optimi(
@@ -160,23 +175,28 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         {**ADAM, "betas": THREE_RATES},
         # `None` is Kahan summation where the weights are bfloat16; the class leaves it out.
         {"betas": (0.98, 0.92, 0.99), "eps": 1e-6, "weight_decay": 0.02, "kahan_sum": None},
+        moments=4,
     ),
-    "optimi-sgd": _optimi("SGD", {"momentum": SHARE, **DECAY, "decouple_wd": SWITCH}, {"momentum": 0.9, "weight_decay": 0.0}),
+    "optimi-sgd": _optimi(
+        "SGD", {"momentum": SHARE, **DECAY, "decouple_wd": SWITCH}, {"momentum": 0.9, "weight_decay": 0.0}, moments=1
+    ),
     **_bnb("adamw", "AdamW", ADAM, ADAM_SETTINGS),
     **_bnb("adam", "Adam", ADAM, {**ADAM_SETTINGS, "weight_decay": 0.0}),
-    **_bnb("adagrad", "Adagrad", {"eps": NUMBER, **DECAY}, {"eps": 1e-10, "weight_decay": 0.0}),
-    **_bnb("lion", "Lion", {"betas": RATES, **DECAY}, {"betas": (0.9, 0.99), "weight_decay": 0.0}, rate_factor=0.2),
+    **_bnb("adagrad", "Adagrad", {"eps": NUMBER, **DECAY}, {"eps": 1e-10, "weight_decay": 0.0}, moments=1),
+    **_bnb("lion", "Lion", {"betas": RATES, **DECAY}, {"betas": (0.9, 0.99), "weight_decay": 0.0}, moments=1, rate_factor=0.2),
     **_bnb(
         "ademamix",
         "AdEMAMix",
         {**ADAM, "betas": THREE_RATES, "alpha": NUMBER, "t_alpha": optional(WHOLE), "t_beta3": optional(WHOLE)},
         {"betas": (0.9, 0.999, 0.9999), "eps": 1e-8, "weight_decay": 0.01, "alpha": 5.0},
+        moments=3,
     ),
-    "ao-adamw8bit": _ao("AdamW8bit"),
-    "ao-adamw4bit": _ao("AdamW4bit"),
-    "ao-adamwfp8": _ao("AdamWFp8", capability=(8, 9), instead="ao-adamw8bit"),
+    "ao-adamw8bit": _ao("AdamW8bit", 2.04),
+    "ao-adamw4bit": _ao("AdamW4bit", 1.07),
+    "ao-adamwfp8": _ao("AdamWFp8", 2.04, capability=(8, 9), instead="ao-adamw8bit"),
     "prodigy": OptimizerRow(
         "prodigyopt:Prodigy",
+        state_bytes=(8, 16),
         # The safeguard is what its authors advise where the rate warms up, as it does by default.
         settings={**ADAM_SETTINGS, "d_coef": 1.0, "use_bias_correction": False, "safeguard_warmup": True},
         accepts={
@@ -204,6 +224,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     ),
     "came": OptimizerRow(
         "came_pytorch:CAME",
+        state_bytes=(4, 4),
         settings={"betas": (0.9, 0.999, 0.9999), "eps": (1e-30, 1e-16), "weight_decay": 0.01, "clip_threshold": 1.0},
         accepts={"betas": THREE_RATES, "eps": TWO_NUMBERS, **DECAY, "clip_threshold": POSITIVE},
         extra="came",

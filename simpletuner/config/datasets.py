@@ -27,14 +27,75 @@ class ImageDataset(Section):
     dataset_type: Literal["image", "eval"] = option("image")
     """`image`: trained on. `eval`: never trained on; the loss on it is told every so often (`eval_steps_interval`)."""
 
-    type: Literal["local"] = option("local")
-    """Where the pictures are kept."""
+    type: Literal["local", "aws", "csv", "huggingface"] = option("local")
+    """Where the pictures are kept: in a folder, in a bucket of S3 or of a service that speaks like it (`aws`), on the web, by
+    a CSV of URLs (`csv`), or in a dataset of the `datasets` library (`huggingface`)."""
 
     disabled: bool = option(False)
     """Leave this entry out."""
 
-    instance_data_dir: str = option(level="essential", path="input", min_length=1)
+    # where the pictures are kept (wrong combinations: `rules_stores.py`)
+
+    instance_data_dir: str | None = option(None, level="essential", path="input", when="type=local")
     """Folder of pictures, searched with its sub-folders. Nothing is ever written into it."""
+
+    aws_bucket_name: str | None = option(None, level="essential", when="type=aws")
+    """The bucket. Nothing is ever written into it."""
+
+    aws_data_prefix: str = option("", when="type=aws")
+    """Where in the bucket the pictures are, as a folder's path. Unset: everywhere."""
+
+    aws_region_name: str | None = option(None, when="type=aws")
+    """The bucket's region. Unset: what the machine's AWS configuration says."""
+
+    aws_endpoint_url: str | None = option(None, when="type=aws")
+    """The service's address, if it is not Amazon's."""
+
+    aws_access_key_id: str | None = option(None, when="type=aws")
+    """Best written as "{env:NAME}": it is never shown or saved. Unset: found as every AWS tool finds it."""
+
+    aws_secret_access_key: str | None = option(None, when="type=aws")
+    """Goes with `aws_access_key_id`."""
+
+    csv_file: str | None = option(None, level="essential", path="input", when="type=csv")
+    """A CSV in UTF-8 whose first line names its columns."""
+
+    csv_url_column: str = option("url", when="type=csv")
+    """The column of the pictures' URLs."""
+
+    csv_caption_column: str = option("caption", when="type=csv and caption_strategy=csv")
+    """The column of their captions."""
+
+    csv_cache_dir: str | None = option(None, path="output", when="type=csv")
+    """Folder that pictures are downloaded into, once. Unset: `<output_dir>/cache/csv/<id>`."""
+
+    csv_allow_private_addresses: bool = option(False, when="type=csv")
+    """Also download from addresses within a private network, or of this machine."""
+
+    dataset_name: str | None = option(None, level="essential", when="type=huggingface")
+    """A dataset on the hub (`owner/name`), a folder of such files, or one that `save_to_disk` made."""
+
+    split: str = option("train", when="type=huggingface")
+    """The part of it that is used."""
+
+    revision: str | None = option(None, when="type=huggingface")
+    """Branch, tag or commit on the hub."""
+
+    image_column: str = option("image", when="type=huggingface")
+    """The column of the pictures."""
+
+    caption_column: str = option("caption", when="type=huggingface and caption_strategy=huggingface")
+    """The column of their captions: text, or lists of alternatives."""
+
+    metadata_backend: Literal["discovery", "parquet"] = option("discovery", when="type=local|aws")
+    """What is known of the pictures beforehand: nothing (`discovery`), or what a Parquet or JSON Lines table says."""
+
+    parquet: dict[str, Any] = option({}, when="metadata_backend=parquet")
+    """The table: `path` (.parquet, .jsonl or a folder of .parquet files), `filename_column` (paths within the store, with their
+    ending only if `identifier_includes_extension` is true), `caption_column` and `fallback_caption_column` (text, or lists of
+    alternatives), `width_column` and `height_column` (as the picture stands upright; headers are then not read)."""
+
+    # how they are seen
 
     resolution: Positive | tuple[Edge, Edge] | None = option(None, level="essential", when="bucket_resolutions=unset")
     """Training size: an edge or megapixels as `resolution_type` says, or a size as "1024x768". Unset: the model's own edge."""
@@ -79,8 +140,11 @@ class ImageDataset(Section):
     maximum_aspect_ratio: float = option(4.0, gt=0)
     """Exclude pictures wider than this (width / height)."""
 
-    caption_strategy: Literal["filename", "textfile", "instanceprompt"] = option("filename", level="essential")
-    """Where captions come from: the file's name, a .txt beside it (each line an alternative), or `instance_prompt`."""
+    caption_strategy: Literal["filename", "textfile", "instanceprompt", "parquet", "csv", "huggingface"] = option(
+        "filename", level="essential"
+    )
+    """Where captions come from: the file's name, a .txt beside it (each line an alternative), `instance_prompt`, or a column
+    of the table (`parquet`), of the list of URLs (`csv`) or of the dataset (`huggingface`)."""
 
     instance_prompt: str | None = option(
         None,
@@ -107,7 +171,7 @@ class ImageDataset(Section):
     disable_multiline_split: bool = option(False, when="caption_strategy=textfile")
     """Take a caption file as one caption, line breaks included."""
 
-    caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy=filename|textfile")
+    caption_missing: Literal["error", "skip", "instance_prompt"] = option("error", when="caption_strategy!=instanceprompt")
     """What a picture without a caption means."""
 
     repeats: int = option(0, ge=0, also=("num_repeats",), when="dataset_type=image")
@@ -137,9 +201,6 @@ class ImageDataset(Section):
 
     is_regularisation_data: bool = option(False, also=("is_regularization_data",), when="dataset_type=image")
     """Hold the model to the base's own answers on this set (adapters); in full tuning it is trained like any other."""
-
-    metadata_backend: Literal["discovery"] = option("discovery")
-    """How pictures are found: by searching the folder."""
 
     skip_file_discovery: str = option("")
     """Comma list of vae, aspect, metadata, text: if given, the last manifest is reused without searching the folder."""

@@ -149,9 +149,11 @@ def _length_notices(values: Mapping[str, Any], *, is_written: bool) -> Iterator[
 
 def derive_image(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
     """What an image set leaves unset."""
-    if entry.get("cache_dir_vae") is not None:
-        return {}
-    return {"cache_dir_vae": f"{output_dir}/cache/vae/{_folder_name(entry['id'])}"}
+    name = _folder_name(entry["id"])
+    folders = {"cache_dir_vae": f"{output_dir}/cache/vae/{name}"}
+    if entry.get("type") == "csv":
+        folders["csv_cache_dir"] = f"{output_dir}/cache/csv/{name}"
+    return {key: folder for key, folder in folders.items() if entry.get(key) is None}
 
 
 def derive_text_embeds(entry: Mapping[str, Any], output_dir: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from simpletuner.config import rules_caches, rules_memory, rules_publishing
+from simpletuner.config import rules_caches, rules_memory, rules_publishing, rules_stores
 from simpletuner.config.catalogue import OPTIMIZERS, OptimizerRow
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.config.hardware import COMPILERS, has_compiler
@@ -50,6 +50,7 @@ def check(run: Run) -> Iterator[Problem]:
     yield from rules_publishing.check(run)
     yield from webhook_problems(run)
     for dataset in run.picture_sets:
+        yield from rules_stores.check(dataset)
         yield from _captions(dataset)
         yield from _sizes(dataset)
         yield from _crops(dataset)
@@ -149,7 +150,7 @@ def _folders(run: Run) -> Iterator[Problem]:
     masks = [(each.id, each.instance_data_dir) for each in run.conditioning]
     for option, folder in written.items():
         for id_, pictures in [(each.id, each.instance_data_dir) for each in run.picture_sets] + masks:
-            if folder is None or not _lies_in(folder, pictures):
+            if folder is None or pictures is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
             if not is_told:

@@ -50,6 +50,8 @@ class Hardware:
     """CUDA version of the installed torch ("13.0")."""
     name: str = ""
     """The card's own name."""
+    memory_bytes: int | None = None
+    """Of the card; None where there is none, or it is the machine's own."""
 
 
 @dataclass(frozen=True)

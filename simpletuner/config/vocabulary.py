@@ -39,7 +39,13 @@ class FamilyFacts(Protocol):
         ...
 
 
-PERSONAL = ("id", "dataset_type", "type", "disabled", "default", "instance_data_dir")
+PERSONAL = (
+    *("id", "dataset_type", "type", "disabled", "default", "instance_data_dir", "parquet"),
+    *("aws_bucket_name", "aws_data_prefix", "aws_region_name", "aws_endpoint_url"),
+    *("aws_access_key_id", "aws_secret_access_key"),
+    *("csv_file", "csv_url_column", "csv_caption_column", "csv_cache_dir", "csv_allow_private_addresses"),
+    *("dataset_name", "split", "revision", "image_column", "caption_column"),
+)
 """Keys that only an entry of its own can say; the other dataset keys may stand in the main config, as defaults."""
 
 

@@ -89,6 +89,11 @@ class TensorCache:
             tell(Notice(f"{path} is damaged ({reason}): set aside as {name}.broken, its items are made again.", "warning"))
         self._broken.clear()
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the whole shards."""
+        return tuple(self._shards)
+
     def has(self, key: str) -> bool:
         """Whether an item is there, whole."""
         return self._sorted().row(key) >= 0

@@ -14,10 +14,16 @@ from simpletuner.config.caption_shuffle import CaptionShuffle
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.samples import draw_seed
 
-__all__ = ["LARGEST_TEXT_BYTES", "captions_of", "decode", "has_caption", "wants_texts"]
+__all__ = ["APART", "LARGEST_TEXT_BYTES", "TABLED", "captions_of", "decode", "has_caption", "wants_column", "wants_texts"]
 
 LARGEST_TEXT_BYTES = 2**20
 """A file of more is a log or a list that happens to bear a picture's name, and would be tokenised for hours."""
+
+APART = "\0"
+"""Stands between the alternatives that a table gives a picture: no text holds it."""
+
+TABLED = frozenset({"parquet", "csv", "huggingface"})
+"""Strategies whose captions come from a table."""
 
 MARKS = {"comma": (",", ", "), "space": (None, " "), "period": (".", ". ")}
 """`split_on` -> where a caption is cut, and what joins its tags again."""
@@ -28,6 +34,11 @@ def wants_texts(entry: ImageDataset) -> bool:
     return entry.caption_strategy == "textfile" and not entry.only_instance_prompt
 
 
+def wants_column(entry: ImageDataset) -> bool:
+    """Whether captions are to be read from a table."""
+    return entry.caption_strategy in TABLED and not entry.only_instance_prompt
+
+
 def has_caption(entry: ImageDataset, file: str, text: str) -> bool:
     """Whether `captions_of` would give one, for less work."""
     return bool(_found(entry, file, text) or _in_place_of_none(entry))
@@ -36,7 +47,7 @@ def has_caption(entry: ImageDataset, file: str, text: str) -> bool:
 def captions_of(entry: ImageDataset, file: str, text: str) -> tuple[str, ...]:
     """The captions of a picture, alternatives of one another that are all encoded ahead; empty if it has none.
 
-    `file` is its path within the set, `text` what the caption file beside it says (empty if there is none).
+    `file` is its path within the set, `text` what the caption file beside it says, or the table (empty if there is none).
     """
     found = _found(entry, file, text)
     if not found:
@@ -84,6 +95,8 @@ def _found(entry: ImageDataset, file: str, text: str) -> tuple[str, ...]:
         return _instance_prompt(entry)
     if entry.caption_strategy == "filename":
         return _from_name(file)
+    if entry.caption_strategy in TABLED:
+        return tuple(caption.strip() for caption in text.split(APART) if caption.strip())
     lines = [text] if entry.disable_multiline_split else text.split("\n")
     return tuple(line.strip() for line in lines if line.strip())
 

@@ -17,14 +17,18 @@ from safetensors import SafetensorError
 
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.cache import NO_RIGHT
-from simpletuner.data.captions import LARGEST_TEXT_BYTES, captions_of, has_caption, wants_texts
-from simpletuner.data.discovery import CANNOT_OPEN, READABLE, caption_file, discover, search
+from simpletuner.data.captions import LARGEST_TEXT_BYTES, TABLED, captions_of, has_caption, wants_texts
+from simpletuner.data.discovery import CANNOT_OPEN, TEXT_FILES, caption_file, discover
 from simpletuner.data.geometry import WH, Fitter, Misfit, asked_sizes, enlargement
 from simpletuner.data.ledger import Exclusion, Ledger, Note
 from simpletuner.data.manifest import UNKNOWN, Ints, Manifest, Remembered, load_manifest, save_manifest
 from simpletuner.data.masks import NO_MASK, Masks
 from simpletuner.data.pixels import Unreadable
 from simpletuner.data.samples import LatentSpec, Place, draw_seed
+from simpletuner.data.stores.base import READABLE, Store
+from simpletuner.data.stores.choice import store_of
+from simpletuner.data.stores.tabled import NOT_IN_TABLE
+from simpletuner.data.stores.urls import DEAD
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -44,30 +48,34 @@ MENDS = {
     NO_CAPTION: "add captions",
     NO_MASK: "add masks, of the same paths and names as the pictures",
     CANNOT_OPEN: "give this user the right to read the files",
+    NOT_IN_TABLE: "correct `filename_column` or `identifier_includes_extension`, so that the table names the files",
+    DEAD: "correct the URLs, or start again when their servers answer",
 }
 """What to do about pictures excluded for a reason; about any other, replace them."""
 
 
-def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell) -> ImageSet:
-    """Find, measure and sort the pictures of a set.
+def open_dataset(entry: ImageDataset, latent: LatentSpec, *, tell: Tell, is_searched: bool = False) -> ImageSet:
+    """Find, measure and sort the pictures of a set. `is_searched`: another rank has just done so, and its word is taken.
 
     Told: progress while headers are read, and a resolution that is off the alignment. Raises DataError if no picture is
     usable, or if captions are missing that `caption_missing` asks for.
     """
     assert entry.cache_dir_vae is not None, "a Run's datasets have their cache folders"
-    root = Path(entry.instance_data_dir).expanduser().resolve()
+    store = store_of(entry)
     path = Path(entry.cache_dir_vae) / f"manifest-{_safe(entry.id)}.safetensors"
-    manifest, notes = _manifest_of(entry, root, path, tell)
+    old = _load(entry, path, tell)
+    known: tuple[Manifest, list[Note]] | None = (old, []) if old is not None and is_searched else None
+    manifest, notes = known or _manifest_of(entry, store, old, path, tell)
     if not len(manifest):
         raise DataError(
-            f"no images detected in dataset {entry.id}: {root} holds no picture.",
+            f"no images detected in dataset {entry.id}: {store.root} holds no picture.",
             why=f"searched with its sub-folders, hidden ones left out, for files ending in {READABLE.replace(' ', ', ')}.",
-            mend="put pictures into it, or correct instance_data_dir.",
+            mend=f"put pictures into it, or correct {store.key}.",
         )
     chosen = _choose(entry, latent, manifest)
     if entry.caption_missing != "skip" and chosen.without_caption:
         raise _captions_missing(entry, chosen, found=len(manifest))
-    images = ImageSet(entry, latent, manifest, path, chosen, notes)
+    images = ImageSet(entry, latent, store, manifest, path, chosen, notes)
     images.check_usable()
     for size_WH, taken_WH in asked_sizes(entry, latent).items():
         if taken_WH != size_WH:
@@ -83,11 +91,20 @@ class ImageSet:
     """
 
     def __init__(
-        self, entry: ImageDataset, latent: LatentSpec, manifest: Manifest, path: Path, chosen: Chosen, notes: list[Note]
+        self,
+        entry: ImageDataset,
+        latent: LatentSpec,
+        store: Store,
+        manifest: Manifest,
+        path: Path,
+        chosen: Chosen,
+        notes: list[Note],
     ) -> None:
         self.entry = entry
-        self.root = Path(manifest.root)
-        """The user's folder."""
+        self.store = store
+        """Where the pictures are."""
+        self.in_flight = store.in_flight
+        """Calls of `read` that should be under way at once; 1: it waits for nothing."""
         self.cache_dir = path.parent
         """Where latents and the manifest are kept."""
         self.buckets = tuple(sorted(chosen.buckets))
@@ -117,7 +134,7 @@ class ImageSet:
     def read(self, sample: int) -> bytes:
         """The bytes of its file. Raises Unreadable."""
         try:
-            return (self.root / self.file(sample)).read_bytes()
+            return self.store.read(self.file(sample))
         except OSError as error:
             raise Unreadable(CANNOT_OPEN, error.strerror or str(error)) from error
 
@@ -179,7 +196,7 @@ class ImageSet:
             return
         files = _named([f"{one.file}: {one.reason} ({one.detail})" for one in self._excluded])
         mends = {MENDS.get(one.reason, "replace the unreadable files") for one in self._excluded}
-        found = f"none of the {len(self._manifest):,} pictures in {self.root} can be used"
+        found = f"none of the {len(self._manifest):,} pictures in {self.store.root} can be used"
         raise DataError(
             f"no images detected in dataset {self.entry.id}: {found}.",
             why="\n      ".join(files),
@@ -225,33 +242,34 @@ class Chosen:
     notes: list[Note] = field(default_factory=list)
 
 
-def _manifest_of(entry: ImageDataset, root: Path, path: Path, tell: Tell) -> tuple[Manifest, list[Note]]:
-    """What is known of the set's folder, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
-    old = _load(entry, path, tell)
-    with_captions = wants_texts(entry)
+def _manifest_of(
+    entry: ImageDataset, store: Store, old: Manifest | None, path: Path, tell: Tell
+) -> tuple[Manifest, list[Note]]:
+    """What is known of the set's store, searched unless `skip_file_discovery` says otherwise; and folders to tell of."""
+    captions_from = TEXT_FILES if wants_texts(entry) else store.captions_from
     if entry.skip_file_discovery or entry.preserve_data_backend_cache:
         key = "skip_file_discovery" if entry.skip_file_discovery else "preserve_data_backend_cache"
-        if old is not None and old.root == str(root) and (old.has_captions or not with_captions):
+        if old is not None and old.root == store.root and captions_from in ("", old.captions_from):
             tell(Notice(f"{entry.id}: the last manifest is used, and the folder not searched ({key})."))
             return old, []
-        tell(Notice(f"{entry.id}: there is no manifest of {root} yet, so it is searched in spite of {key}."))
-    listing = search(root)
+        tell(Notice(f"{entry.id}: there is no manifest of {store.root} yet, so it is searched in spite of {key}."))
+    listing = store.listing(tell)
     if "" in listing.closed:
         raise DataError(
-            f"Dataset `{entry.id}`: the folder {root} cannot be searched: {listing.closed['']}.",
-            mend="correct instance_data_dir, or make the folder.",
+            f"Dataset `{entry.id}`: the folder {store.root} cannot be searched: {listing.closed['']}.",
+            mend=f"correct {store.key}, or make the folder.",
         )
 
     def progress(done: int, total: int) -> None:
         tell(Progress(f"{entry.id}: measuring", done, total, "pictures"))
 
-    manifest = discover(root, listing, old, with_captions=with_captions, progress=progress)
+    manifest = discover(store, listing, old, captions_from=captions_from, progress=progress)
     if manifest is not old:
         _save(entry, manifest, path)
     notes = [Note(folder, f"folder not searched: {why}") for folder, why in sorted(listing.closed.items())]
     for note in notes:
         tell(Notice(f"{entry.id}: {note.file}: {note.note}", level="warning"))
-    return manifest, notes
+    return manifest, [*notes, *(Note(file, note) for file, note in listing.notes.items())]
 
 
 def _choose(entry: ImageDataset, latent: LatentSpec, manifest: Manifest) -> Chosen:
@@ -306,6 +324,8 @@ def _why_no_caption(entry: ImageDataset, file: str, manifest: Manifest, row: int
         return "its name holds no words"
     if entry.caption_strategy == "instanceprompt":
         return "instance_prompt is not set"
+    if entry.caption_strategy in TABLED:
+        return f"{manifest.captions_from} says none"
     text = caption_file(file)
     if manifest.caption_sizes[row] == UNKNOWN:
         return f"there is no {text} that can be opened"
@@ -322,6 +342,7 @@ def _captions_missing(entry: ImageDataset, chosen: Chosen, *, found: int) -> Dat
         "filename": "takes the words of each file's name.",
         "textfile": "wants a .txt of the same name beside each picture.",
         "instanceprompt": "wants `instance_prompt`.",
+        **dict.fromkeys(TABLED, "wants a text in each picture's row."),
     }
     return DataError(
         f"Dataset `{entry.id}`: {len(missing):,} of {found:,} pictures have no caption: {files}.",

@@ -20,7 +20,7 @@ from simpletuner.data.whole import write_whole
 
 __all__ = ["UNKNOWN", "Ints", "Manifest", "Remembered", "Texts", "load_manifest", "save_manifest"]
 
-VERSION = "1"
+VERSION = "2"
 UNKNOWN = -1
 """Size of a file that is not there or could not be asked: never a real one's, so the file is looked at again."""
 
@@ -73,24 +73,24 @@ class Texts(NamedTuple):
 
 @dataclass
 class Manifest:
-    """Columns over the pictures found in one folder, in the order of their paths."""
+    """Columns over the pictures found in one store, in the order of their paths."""
 
     root: str
-    """The folder; what was learned of another folder's files is not believed."""
-    has_captions: bool
-    """Whether caption files were read."""
+    """What names the store; what was learned of another's files is not believed."""
+    captions_from: str
+    """Where `captions` are from: "" (none were wanted), "textfile", or what names a table."""
     files: Texts
-    """Paths within the folder, with `/`."""
+    """Paths within the store, with `/`."""
     sizes: Ints
     times: Ints
-    """mtime in ns. With the size it tells whether a file is still the one that was measured."""
+    """mtime in ns, or what a store has instead. With the size it tells whether a file is still the one that was measured."""
     edges: NDArray[np.int32]
     """(N, 2): width and height after the EXIF turn; zeros for a file that cannot be read."""
     caption_sizes: Ints
     """Of the caption file beside the picture, UNKNOWN where there is none."""
     caption_times: Ints
     captions: Texts
-    """What it says."""
+    """What it says, or the table."""
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Row -> (reason, detail) of a file that cannot be read."""
     digests: Words = field(default_factory=lambda: np.zeros(0, "S32"))
@@ -107,15 +107,15 @@ class Manifest:
 
     @classmethod
     def empty(cls, root: str) -> Manifest:
-        """Of a folder never searched."""
+        """Of a store never searched."""
         none = np.zeros(0, np.int64)
-        return cls(root, False, Texts.of(()), none, none, np.zeros((0, 2), np.int32), none, none, Texts.of(()))
+        return cls(root, "", Texts.of(()), none, none, np.zeros((0, 2), np.int32), none, none, Texts.of(()))
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def pictures(self) -> Iterator[tuple[str, tuple[int, int], str]]:
-        """Of each row in turn: path, (width, height), text of the caption file."""
+        """Of each row in turn: path, (width, height), text of its captions."""
         for first in range(0, len(self), AT_ONCE):
             end = min(first + AT_ONCE, len(self))
             edges_WH = map(tuple, self.edges[first:end].tolist())
@@ -155,8 +155,8 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
         columns[name] = words.view(np.uint8).reshape(len(words), words.dtype.itemsize)
     for name, column in texts.items():
         columns |= {f"{name}.blob": column.blob, f"{name}.offsets": column.offsets}
-    root = manifest.root.encode("utf-8", "surrogateescape").hex()
-    write_whole(path, save(columns, {"version": VERSION, "root": root, "has_captions": str(manifest.has_captions)}))
+    facts = {"version": VERSION, "root": _hex(manifest.root), "captions_from": _hex(manifest.captions_from)}
+    write_whole(path, save(columns, facts))
 
 
 def load_manifest(path: Path) -> Manifest | None:
@@ -174,8 +174,17 @@ def load_manifest(path: Path) -> Manifest | None:
         columns[name] = columns[name].view(f"S{columns[name].shape[1]}").reshape(-1)
     rows, reasons, details = (columns.pop(f"fault_{name}") for name in ("rows", "reasons", "details"))
     return Manifest(
-        root=bytes.fromhex(facts["root"]).decode("utf-8", "surrogateescape"),
-        has_captions=facts["has_captions"] == "True",
+        root=_text(facts["root"]),
+        captions_from=_text(facts["captions_from"]),
         faults=dict(zip(rows.tolist(), zip(reasons.strings(), details.strings(), strict=True), strict=True)),
         **columns,
     )
+
+
+def _hex(text: str) -> str:
+    """For safetensors' metadata, which takes no undecodable bytes."""
+    return text.encode("utf-8", "surrogateescape").hex()
+
+
+def _text(digits: str) -> str:
+    return bytes.fromhex(digits).decode("utf-8", "surrogateescape")

@@ -19,11 +19,12 @@ from torch.nn.functional import interpolate
 
 from simpletuner.config.datasets import ConditioningDataset
 from simpletuner.data.cache import KEY_DTYPE, Item, Keys, TensorCache, item_key
-from simpletuner.data.discovery import CANNOT_OPEN, search
+from simpletuner.data.discovery import CANNOT_OPEN
 from simpletuner.data.ledger import Note
 from simpletuner.data.pixels import Unreadable, read_mask
 from simpletuner.data.ranks import Ranks, together
 from simpletuner.data.samples import LatentSpec, Place, Recipe
+from simpletuner.data.stores.folder import search
 from simpletuner.errors import DataError
 from simpletuner.events import Notice, Progress, Tell
 
@@ -90,13 +91,13 @@ class MaskStore:
 def find_masks(entry: ConditioningDataset) -> Masks:
     """Search a folder of masks. Raises DataError if it cannot be, or if two masks are one picture's."""
     root = Path(entry.instance_data_dir).expanduser().resolve()
-    listing = search(root)
+    listing = search(str(root))
     if listing.closed:
         folder, why = next(iter(listing.closed.items()))
         raise DataError(f"Dataset `{entry.id}`: the folder {root / folder} cannot be searched: {why}.")
     by_stem: dict[str, Mask] = {}
-    for file, stamp in listing.pictures.items():
-        other = by_stem.setdefault(_stem(file), Mask(file, *stamp))
+    for file, size, mtime_ns in zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), strict=True):
+        other = by_stem.setdefault(_stem(file), Mask(file, size, mtime_ns))
         if other.file != file:
             what = f"Dataset `{entry.id}`: {other.file} and {file} are masks of the same picture."
             raise DataError(what, "they differ in their endings alone.", "remove one of them.")

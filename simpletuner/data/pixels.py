@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simpletuner.data.geometry import WH
+from simpletuner.data.jpeg import HEADER_BYTES, upright_size
 from simpletuner.data.samples import Place
 
 __all__ = ["LARGEST_PX", "RESIZE_RECIPE", "Unreadable", "measure", "read_mask", "read_pixels"]
@@ -71,6 +72,12 @@ def measure(source: str | os.PathLike[str] | IO[bytes]) -> WH:
     Raises Unreadable, or the OSError of a file that cannot be opened.
     """
     if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb", buffering=0) as file:
+            head = file.read(HEADER_BYTES)
+            if (size_WH := upright_size(head)) is not None and size_WH[0] * size_WH[1] <= LARGEST_PX:
+                return size_WH
+            if len(head) < HEADER_BYTES:
+                return measure(io.BytesIO(head))
         with open(source, "rb") as file:
             return measure(file)
     with _damage_told():
@@ -126,8 +133,9 @@ def _decoded(raw: bytes, place: Place) -> tuple[NDArray[np.uint8], bytes | None]
     """The whole picture as RGB, upright, and the ICC profile that is still to be applied."""
     image = _opened(io.BytesIO(raw))
     orientation = _orientation(image)
-    if _upright_WH(image, orientation) != place.original_WH:
-        raise Unreadable("changed", "the file was replaced after it was measured")
+    if (found_WH := _upright_WH(image, orientation)) != place.original_WH:
+        found, known = (f"{width}x{height}" for width, height in (found_WH, place.original_WH))
+        raise Unreadable("changed", f"it is {found}, and {known} was measured before, or is said by its table")
     if image.format in ("JPEG", "MPO"):
         # A shrink of 2 or more is half done by the JPEG decoder, which then makes a quarter of the pixels.
         image.draft(None, place.resized_WH if orientation < 5 else place.resized_WH[::-1])

@@ -10,9 +10,11 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +32,11 @@ from simpletuner.errors import RunError
 from simpletuner.events import Notice, Progress, Tell
 
 if TYPE_CHECKING:
-    from simpletuner.data.index import ImageSet
+    from simpletuner.data.index import ImageSet, Remembered
 
-__all__ = ["LatentStore", "fill_latents"]
+__all__ = ["LatentStore", "fill_latents", "reason_of"]
+
+Fetch = Callable[[], bytes]
 
 SAVE_EVERY_S = 300.0
 """How much reading a kill may cost; encoded latents are safe much sooner."""
@@ -167,7 +171,9 @@ class _Fill:
             task = f"encoding pictures of {self.id}"
             self.tell(Progress(task, 0, total, "pictures"))
             with self.cache.writer(self.images.entry.write_batch_size) as writer:
-                for pictures in _ahead(chunks, self._read, self.images.entry.read_batch_size):
+                most = self.images.entry.read_batch_size
+                fetched = _fetched(chunks, self.images.read, self.images.in_flight, most)
+                for pictures in _ahead(fetched, self._read, most):
                     writer.add(self._encoded(self._fresh(pictures)))
                     done += len(pictures)
                     self.tell(Progress(task, done, total, "pictures"))
@@ -178,11 +184,11 @@ class _Fill:
                 self.tell(Notice(warning, "warning"))
         return {"read": list(self.read.items()), "faults": self.faults, "reasons": self.reasons}
 
-    def _read(self, sample: int) -> _Picture:
+    def _read(self, sample: int, fetch: Fetch) -> _Picture:
         """In a reading thread: bytes, their digest and, where the cache has no latents of it, pixels."""
         place = self.images.place(sample)
         try:
-            raw = self.images.read(sample)
+            raw = fetch()
             digest = hashlib.blake2b(raw, digest_size=16).digest()
             key = latent_key(digest, place)
             if self.cache.has(key):
@@ -193,16 +199,9 @@ class _Fill:
 
     def _reason(self, sample: int, digest: bytes, key: str) -> str:
         """Why a picture is encoded."""
-        known = self.images.remembered(sample) or self.images.previous(sample)
         if self.part:
             return "not in the cache"
-        if known is None:
-            return "new"
-        if known.digest != digest:
-            return "picture changed"
-        if known.recipe != self.recipe.digest:
-            return "encoder changed"
-        return "crop changed" if known.latent_key != key else "not in the cache"
+        return reason_of(self.images.remembered(sample) or self.images.previous(sample), digest, key, self.recipe)
 
     def _fresh(self, pictures: Sequence[_Picture]) -> list[_Picture]:
         """Note what was learned of a chunk; hand back what must be encoded: of identical pictures only the first."""
@@ -246,6 +245,17 @@ class _Fill:
         self.tell(Notice(_verdict(self.id, len(self.images.alive()), reasons)))
 
 
+def reason_of(known: Remembered | None, digest: bytes, key: str, recipe: Recipe) -> str:
+    """Why a picture of these bytes has no latents under `key`, by what was learned when it was last encoded."""
+    if known is None:
+        return "new"
+    if known.digest != digest:
+        return "picture changed"
+    if known.recipe != recipe.digest:
+        return "encoder changed"
+    return "crop changed" if known.latent_key != key else "not in the cache"
+
+
 def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[Ids]:
     """What is to be encoded at once: pictures of one bucket that are still to do.
 
@@ -257,19 +267,50 @@ def _chunks(todo: Ids, bucket_ids: NDArray[np.integer[Any]], size: int) -> list[
     return [samples[is_todo[samples]] for samples in chunks_of(bucket_ids, size)]
 
 
-def _ahead(chunks: Sequence[Ids], read: Callable[[int], _Picture], most: int | None) -> Iterator[list[_Picture]]:
+_Awaited = tuple[int, Fetch]
+"""A sample and the call that gives its bytes."""
+
+
+def _fetched(
+    chunks: Sequence[Ids], read: Callable[[int], bytes], in_flight: int, most: int | None
+) -> Generator[list[_Awaited], None, None]:
+    """Chunks of samples, each with the call that gives its bytes.
+
+    Where bytes take a while to come, threads of their own ask for them ahead of time, more than there are cores to decode:
+    at most `most` pictures (unset: twice as many as there are threads), or the next chunk.
+    """
+    most = 2 * in_flight if most is None else most
+    if in_flight == 1:
+        for chunk in chunks:
+            yield [(sample, partial(read, sample)) for sample in chunk.tolist()]
+        return
+    waiting: deque[list[_Awaited]] = deque()
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="fetch-pictures") as pool:
+        try:
+            for chunk in chunks:
+                waiting.append([(sample, pool.submit(read, sample).result) for sample in chunk.tolist()])
+                if sum(map(len, waiting)) > most:
+                    yield waiting.popleft()
+            yield from waiting
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ahead(
+    chunks: Generator[list[_Awaited], None, None], read: Callable[[int, Fetch], _Picture], most: int | None
+) -> Iterator[list[_Picture]]:
     """Chunks of pictures in their order, read by threads while the caller works.
 
     At most `most` pictures (unset: twice as many as there are threads), or the next chunk, are read ahead.
     """
     workers = min(16, _cores())
     most = 2 * workers if most is None else most
-    with ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
+    with closing(chunks), ThreadPoolExecutor(workers, thread_name_prefix="read-pictures") as pool:
         waiting: deque[list[Future[_Picture]]] = deque()
         try:
             for chunk in chunks:
-                if len(chunk):
-                    waiting.append([pool.submit(read, int(sample)) for sample in chunk])
+                if chunk:
+                    waiting.append([pool.submit(read, *one) for one in chunk])
                 if len(waiting) > 1 and sum(map(len, waiting)) > most:
                     yield [picture.result() for picture in waiting.popleft()]
             while waiting:

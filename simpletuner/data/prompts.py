@@ -21,7 +21,7 @@ from simpletuner.events import Notice, Progress, Tell
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["UNCOND", "PromptStore", "prompt_key", "training_prompts"]
+__all__ = ["UNCOND", "PromptStore", "prompt_bytes", "prompt_key", "training_prompts"]
 
 UNCOND = Prompt("", "uncond")
 """What stands for a dropped caption."""
@@ -34,6 +34,11 @@ def training_prompts(sets: Iterable[ImageSet]) -> Iterator[Prompt]:
         for i in images.alive().tolist():
             for caption in images.captions(i):
                 yield Prompt(caption)
+
+
+def prompt_bytes(encoder: TextEncoder) -> int:
+    """Bytes of one prompt's embeds, at most."""
+    return sum(tensor.nbytes for tensor in encoder.longest().values())
 
 
 class PromptStore:
@@ -95,5 +100,5 @@ class PromptStore:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """What makes a prompt's embeds its own."""
+    """Under which a prompt's embeds are kept."""
     return item_key(prompt.text, prompt.role)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = [
     "Batch",
@@ -102,9 +102,18 @@ class TextEncoder(Protocol):
     def recipe(self) -> Recipe:
         """What alters all embeds."""
 
+    def longest(self) -> Embeds:
+        """One prompt's embeds at their longest, of zeros: from small files, no weights."""
+
+    def hollow(self) -> nn.Module:
+        """The network without its weights, on the meta device: from small files."""
+
+    def rehearse(self, network: nn.Module, size: int) -> Any:
+        """What `hollow` gave takes `size` prompts of full length: nothing is computed, so that memory can be counted."""
+
     @property
-    def item_bytes(self) -> int:
-        """Bytes of one prompt's embeds, at most: from small files, no weights."""
+    def precision(self) -> str:
+        """How its weights are stored while it is lent: "no_change", or a name of the catalogue."""
 
     def lent(self, device: str) -> AbstractContextManager[Callable[[list[Prompt]], list[Embeds]]]:
         """Yields `encode`: prompts -> embeds on the CPU, one for each. The weights are gone after the block."""
@@ -112,6 +121,12 @@ class TextEncoder(Protocol):
 
 class ImageEncoder(Protocol):
     """The image encoder on loan, like `TextEncoder`."""
+
+    def hollow(self) -> nn.Module:
+        """The network without its weights, on the meta device: from small files."""
+
+    def rehearse(self, network: nn.Module, pixels_B3HW: Tensor) -> Any:
+        """What `hollow` gave encodes pixels on the meta device, as `lent` would: nothing is computed."""
 
     @property
     def recipe(self) -> Recipe:

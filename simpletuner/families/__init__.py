@@ -20,6 +20,8 @@ NOT_FAMILIES = (
     "cascade_pictures",
     "cascade_rules",
     "common",
+    "downloads",
+    "hollow",
     "instruction",
     "repository",
     "sana_encoders",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from simpletuner.diffusion.density import Density
     from simpletuner.diffusion.process import Process
     from simpletuner.diffusion.weighting import AdaptiveWeights
+    from simpletuner.families.repository import Repository
 
 __all__ = ["Flavour", "ModelFamily", "OnStep", "Shot", "StateDict"]
 
@@ -104,6 +105,10 @@ class ModelFamily(ABC):
         """How a clean latent is spoiled, and what the denoiser must answer."""
 
     @abstractmethod
+    def needs(self) -> Sequence[tuple[Repository, str]]:
+        """What a run reads of which repository: components by their sub-folder, and files that stand alone."""
+
+    @abstractmethod
     def verify(self) -> None:
         """Raises UserError if a part of the model is missing or cut short. Fetches weights, loads none."""
 
@@ -125,8 +130,11 @@ class ModelFamily(ABC):
 
     # training
     @abstractmethod
-    def load_denoiser(self) -> nn.Module:
-        """The denoiser in `run.dtypes.base` on the CPU, in eval mode, checkpointing set as `run.memory` says."""
+    def load_denoiser(self, *, is_hollow: bool = False) -> nn.Module:
+        """The denoiser in `run.dtypes.base` on the CPU, in eval mode, checkpointing set as `run.memory` says.
+
+        `is_hollow`: on the meta device, without weights, from the repository's small files alone.
+        """
 
     @abstractmethod
     def blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:

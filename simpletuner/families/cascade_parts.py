@@ -16,6 +16,7 @@ from simpletuner.data.samples import Embeds, Prompt, Recipe
 from simpletuner.errors import UserError
 from simpletuner.families import common
 from simpletuner.families.base import StateDict
+from simpletuner.families.hollow import hollow, token_ids, zeros
 from simpletuner.families.repository import Repository, fingerprint_file, verify_file
 
 if TYPE_CHECKING:
@@ -61,10 +62,21 @@ class ClipEncoder:
         return Recipe("clip-g", facts)
 
     @property
-    def item_bytes(self) -> int:
+    def precision(self) -> str:
+        return self.lending.precision
+
+    def longest(self) -> Embeds:
         config = self.repository.json("text_encoder/config.json")
-        numbers = PROMPT_TOKENS * config["hidden_size"] + config["projection_dim"]
-        return numbers * common.number_bytes(self.lending.dtype)
+        shapes = {"text_LD": (PROMPT_TOKENS, config["hidden_size"]), "pooled_D": (config["projection_dim"],)}
+        return zeros(shapes, self.lending.dtype)
+
+    def hollow(self) -> nn.Module:
+        from transformers import CLIPTextModelWithProjection
+
+        return hollow(CLIPTextModelWithProjection, self.repository, "text_encoder", self.lending.dtype)
+
+    def rehearse(self, network: nn.Module, size: int) -> Any:
+        return network(token_ids(size, PROMPT_TOKENS), output_hidden_states=True)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -102,10 +114,18 @@ class ClipEncoder:
 class SemanticCompressor:
     """EfficientNetV2-S in float32: 42.67-fold smaller, 16 channels. Its running statistics are the only normalisation."""
 
-    file: Path
+    own: str | None
+    """Its file, if the user names one."""
+    repositories: tuple[Repository, ...]
+    """Else looked for at their roots."""
     is_sliced: bool = False
     """One picture at a time, as with `vae_batch_size` 1: no part of the recipe, which keeps cached latents."""
     is_offloaded: bool = False
+
+    @cached_property
+    def file(self) -> Path:
+        """Where it lies, fetched if need be. Raises UserError."""
+        return own_encoder(Path(self.own)) if self.own else loose_file(ENCODER_FILE, self.repositories)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -135,6 +155,20 @@ class SemanticCompressor:
             )
         return fitting(EfficientNetEncoder(layout), weights, self.file, ENCODER_FILE)
 
+    def hollow(self) -> nn.Module:
+        import torch
+
+        from simpletuner.networks.effnet import PUBLISHED, EfficientNetEncoder, layout_of
+
+        places = [repository.here(ENCODER_FILE) for repository in self.repositories]
+        file = own_encoder(Path(self.own)) if self.own else next((place for place in places if place is not None), None)
+        layout = None if file is None or not file.is_file() else layout_of(described(file))
+        with torch.device("meta"):
+            return EfficientNetEncoder(layout or PUBLISHED).eval()
+
+    def rehearse(self, network: nn.Module, pixels_B3HW: Tensor) -> Any:
+        return network(self._reduced(pixels_B3HW))
+
     @contextmanager
     def lent(self, device: str) -> Iterator[Callable[[Tensor, Sequence[str]], Tensor]]:
         with common.on_loan(self.load, device, is_offloaded=self.is_offloaded) as encoder:
@@ -143,12 +177,16 @@ class SemanticCompressor:
     def encode(self, encoder: nn.Module, pixels_B3HW: Tensor, device: str) -> Tensor:
         import torch
 
-        size_HW = [round(edge * SCALE) for edge in pixels_B3HW.shape[-2:]]
         with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
-            pixels_B3HW = pixels_B3HW.to(device, torch.float32)
-            reduced_B3HW = torch.nn.functional.interpolate(pixels_B3HW, size=size_HW, mode="bilinear", antialias=True)
+            reduced_B3HW = self._reduced(pixels_B3HW.to(device, torch.float32))
             slices = reduced_B3HW.split(1) if self.is_sliced else (reduced_B3HW,)
             return torch.cat([encoder(part_B3HW).cpu() for part_B3HW in slices])
+
+    def _reduced(self, pixels_B3HW: Tensor) -> Tensor:
+        from torch.nn.functional import interpolate
+
+        size_HW = [round(edge * SCALE) for edge in pixels_B3HW.shape[-2:]]
+        return interpolate(pixels_B3HW, size=size_HW, mode="bilinear", antialias=True)
 
 
 def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
@@ -191,7 +229,7 @@ def own_encoder(path: Path) -> Path:
     return file
 
 
-def loose_file(name: str, repositories: list[Repository]) -> Path:
+def loose_file(name: str, repositories: Sequence[Repository]) -> Path:
     """A file at the root of the first repository that has it. Raises UserError where none has."""
     unreachable: UserError | None = None
     for repository in repositories:

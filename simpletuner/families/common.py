@@ -40,7 +40,6 @@ __all__ = [
     "load_scheduler",
     "load_whole",
     "lycoris_multiplier",
-    "number_bytes",
     "on_loan",
     "quiet",
     "read_weights",
@@ -67,13 +66,6 @@ def alignment_px(native_edge_px: int, cell_px: int) -> int:
     `cell_px` are the pixels of one cell as the denoiser sees it, patch included.
     """
     return max(cell_px, min(64 // cell_px, math.ceil(native_edge_px / 8 / cell_px)) * cell_px)
-
-
-def number_bytes(dtype: str) -> int:
-    """Bytes of one number of the format that torch calls `dtype`."""
-    import torch
-
-    return getattr(torch, dtype).itemsize
 
 
 def load_whole(model_class: Any, component: Component, dtype: str) -> nn.Module:

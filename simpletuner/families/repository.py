@@ -123,6 +123,16 @@ class Repository:
 
         return self._asked_of_hub(fetch)
 
+    def here(self, path: str) -> Path | None:
+        """A file of it that is on this machine already. Asks nobody else."""
+        if self._root is not None:
+            file = self._root / path
+            return file if file.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, path, revision=self.revision)
+        return Path(found) if isinstance(found, str) else None
+
     def expect(self, *pipelines: str, family: str) -> None:
         """Raises UserError unless the repository holds one of these diffusers pipelines."""
         if self._root is not None and not (self._root / INDEX).is_file():

@@ -19,6 +19,7 @@ from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem
 from simpletuner.families import common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
+from simpletuner.families.hollow import hollow_or_whole
 from simpletuner.families.instruction import instruction_lines, lines_of_json
 from simpletuner.families.repository import Repository
 from simpletuner.families.sana_encoders import PROMPT_TOKENS, DeepCompressionAutoencoder, GemmaEncoder
@@ -121,6 +122,9 @@ class Sana(ModelFamily):
 
         return FlowMatching()
 
+    def needs(self) -> list[tuple[Repository, str]]:
+        return [(self.repository, name) for name in ("text_encoder", "tokenizer", "vae", DENOISER)]
+
     def verify(self) -> None:
         self.repository.verify("text_encoder", "vae", DENOISER)
 
@@ -136,13 +140,14 @@ class Sana(ModelFamily):
             self.repository, tile_px, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup
         )
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, *, is_hollow: bool = False) -> nn.Module:
         from diffusers import SanaTransformer2DModel
 
         from simpletuner.networks.checkpointing import checkpoint_blocks
         from simpletuner.networks.linear_attention import LinearAttention
 
-        denoiser: Any = common.load_whole(SanaTransformer2DModel, self.repository.weights(DENOISER), self.run.dtypes.base)
+        dtype = self.run.dtypes.base
+        denoiser: Any = hollow_or_whole(SanaTransformer2DModel, self.repository, DENOISER, dtype, is_hollow=is_hollow)
         for block in self.blocks(denoiser):
             block.attn1.set_processor(LinearAttention())
         memory = self.run.memory

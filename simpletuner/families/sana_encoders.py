@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from simpletuner.data.samples import Embeds, Prompt, Recipe
 from simpletuner.errors import UserError
 from simpletuner.families import common
+from simpletuner.families.hollow import hollow, token_ids, zeros
 from simpletuner.families.repository import Repository
 
 if TYPE_CHECKING:
@@ -46,9 +47,22 @@ class GemmaEncoder:
         return Recipe("gemma", facts)
 
     @property
-    def item_bytes(self) -> int:
-        config = self.repository.json("text_encoder/config.json")
-        return PROMPT_TOKENS * config["hidden_size"] * common.number_bytes(self.lending.dtype)
+    def precision(self) -> str:
+        return self.lending.precision
+
+    def longest(self) -> Embeds:
+        width = self.repository.json("text_encoder/config.json")["hidden_size"]
+        return zeros({"prompt_LD": (PROMPT_TOKENS, width)}, self.lending.dtype)
+
+    def hollow(self) -> nn.Module:
+        from transformers import AutoModel
+
+        return hollow(AutoModel, self.repository, "text_encoder", self.lending.dtype)
+
+    def rehearse(self, network: nn.Module, size: int) -> Any:
+        # Without the tokenizer, which may not be here yet: English has about four letters a token.
+        ids_BL = token_ids(size, PROMPT_TOKENS + len(self.instruction) // 4)
+        return network(ids_BL, attention_mask=ids_BL + 1, use_cache=False)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -121,7 +135,17 @@ class DeepCompressionAutoencoder:
     def load(self) -> nn.Module:
         from diffusers import AutoencoderDC
 
-        vae: Any = common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32")
+        return self._set_up(common.load_whole(AutoencoderDC, self.repository.weights("vae"), "float32"))
+
+    def hollow(self) -> nn.Module:
+        from diffusers import AutoencoderDC
+
+        return self._set_up(hollow(AutoencoderDC, self.repository, "vae", "float32"))
+
+    def rehearse(self, network: Any, pixels_B3HW: Tensor) -> Any:
+        return network.encode(pixels_B3HW)
+
+    def _set_up(self, vae: Any) -> nn.Module:
         stride_px = self.tile_px * 7 // 8
         vae.enable_tiling(self.tile_px, self.tile_px, stride_px, stride_px)
         if self.is_sliced:

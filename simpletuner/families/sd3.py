@@ -20,6 +20,7 @@ from simpletuner.data.samples import Cond, Embeds, LatentSpec, Place
 from simpletuner.errors import Problem, UserError
 from simpletuner.families import common, sd3_rules
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
+from simpletuner.families.hollow import hollow_or_whole
 from simpletuner.families.repository import Repository
 from simpletuner.families.sd3_encoders import CLIP_TOKENS, Autoencoder, ClipEncoder, T5Encoder, Uncond
 from simpletuner.families.sd3_previews import TAESD3, tiny_decoder
@@ -37,6 +38,7 @@ __all__ = ["SD3Options", "StableDiffusion3"]
 
 DENOISER = "transformer"
 DENOISER_CONFIG = f"{DENOISER}/config.json"
+TEXT_PARTS, SUFFIXES = ("text_encoder", "tokenizer"), ("", "_2", "_3")
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_ATTENTION = ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
@@ -173,15 +175,17 @@ class StableDiffusion3(ModelFamily):
 
         return FlowMatching()
 
+    def needs(self) -> list[tuple[Repository, str]]:
+        names = [f"{part}{suffix}" for part in TEXT_PARTS for suffix in SUFFIXES]
+        named = [(self.repository, name) for name in (*names, "vae", *([DENOISER] if self.single_file is None else []))]
+        return [*named, (self.preview_repository, "")] if self.run.previews.validation_preview else named
+
     def verify(self) -> None:
         common.verify_attention(self.run)
-        # What small files tell comes first: fetching the weights may take an hour.
-        config, parts = self.denoiser_config, ["text_encoder", "text_encoder_2", "text_encoder_3", "vae"]
-        if self.single_file is None:
-            parts.append(DENOISER)
-        else:
-            verify_single_file(self.single_file, config, self.repository.name)
-        self.repository.verify(*parts)
+        config, file = self.denoiser_config, self.single_file  # small files first: to fetch the weights may take an hour
+        if file is not None:
+            verify_single_file(file, config, self.repository.name)
+        self.repository.verify(*(name for _, name in self.needs() if not name.startswith("tokenizer")))
         if self.run.previews.validation_preview:
             self.preview_repository.weights("").verify()
 
@@ -211,18 +215,17 @@ class StableDiffusion3(ModelFamily):
             is_offloaded=memory.offload_during_startup,
         )
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, *, is_hollow: bool = False) -> nn.Module:
         from diffusers import SD3Transformer2DModel
 
         from simpletuner.networks.checkpointing import checkpoint_blocks
 
         dtype = self.run.dtypes.base
-        if self.single_file is None:
-            denoiser = common.load_whole(SD3Transformer2DModel, self.repository.weights(DENOISER), dtype)
+        if self.single_file is None or is_hollow:
+            denoiser = hollow_or_whole(SD3Transformer2DModel, self.repository, DENOISER, dtype, is_hollow=is_hollow)
         else:
             denoiser = load_single_file(self.single_file, self.repository.file(DENOISER_CONFIG), dtype)
-        memory = self.run.memory
-        if memory.gradient_checkpointing:
+        if (memory := self.run.memory).gradient_checkpointing:
             checkpoint_blocks(denoiser, self.blocks(denoiser), memory.gradient_checkpointing_interval)
         return denoiser
 
@@ -271,11 +274,9 @@ class StableDiffusion3(ModelFamily):
 
         from simpletuner.networks.joint_attention import attending
 
-        parts: dict[str, Any] = {
-            f"{part}{suffix}": None for part in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3")
-        }
+        absent: dict[str, Any] = {f"{part}{suffix}": None for part in TEXT_PARTS for suffix in SUFFIXES}
         scheduler = common.load_scheduler(self.repository, self.run.validation.validation_flow_shift)
-        pipeline: Any = StableDiffusion3Pipeline(transformer=denoiser, scheduler=scheduler, vae=None, **parts)  # type: ignore[arg-type]
+        pipeline: Any = StableDiffusion3Pipeline(transformer=denoiser, scheduler=scheduler, vae=None, **absent)  # type: ignore[arg-type]
         pipeline.set_progress_bar_config(disable=True)
         dtype, autocast = getattr(torch, self.run.dtypes.base), self.run.dtypes.autocast
 

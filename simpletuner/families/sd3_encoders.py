@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simpletuner.data.samples import Embeds, Prompt, Recipe, draw_seed
 from simpletuner.families import common
+from simpletuner.families.hollow import hollow, token_ids, zeros
 from simpletuner.families.repository import Repository
 
 if TYPE_CHECKING:
@@ -54,9 +55,21 @@ class ClipEncoder:
         return Recipe("clip-l" if self.number == 1 else "clip-g", facts)
 
     @property
-    def item_bytes(self) -> int:
+    def precision(self) -> str:
+        return self.lending.precision
+
+    def longest(self) -> Embeds:
         config = self.repository.json(f"text_encoder{self.suffix}/config.json")
-        return (CLIP_TOKENS * config["hidden_size"] + config["projection_dim"]) * common.number_bytes(self.lending.dtype)
+        shapes = {f"clip_{self.number}_LD": (CLIP_TOKENS, config["hidden_size"])}
+        return zeros({**shapes, f"pooled_{self.number}_D": (config["projection_dim"],)}, self.lending.dtype)
+
+    def hollow(self) -> nn.Module:
+        from transformers import CLIPTextModelWithProjection
+
+        return hollow(CLIPTextModelWithProjection, self.repository, f"text_encoder{self.suffix}", self.lending.dtype)
+
+    def rehearse(self, network: nn.Module, size: int) -> Any:
+        return network(token_ids(size, CLIP_TOKENS), output_hidden_states=True)
 
     def load(self, device: str) -> nn.Module:
         from transformers import CLIPTextModelWithProjection
@@ -108,9 +121,20 @@ class T5Encoder:
         return Recipe("t5", facts)
 
     @property
-    def item_bytes(self) -> int:
-        config = self.repository.json("text_encoder_3/config.json")
-        return self.tokens * config["d_model"] * common.number_bytes(self.lending.dtype)
+    def precision(self) -> str:
+        return self.lending.precision
+
+    def longest(self) -> Embeds:
+        width = self.repository.json("text_encoder_3/config.json")["d_model"]
+        return zeros({"t5_LD": (self.tokens, width)}, self.lending.dtype)
+
+    def hollow(self) -> nn.Module:
+        from transformers import T5EncoderModel
+
+        return hollow(T5EncoderModel, self.repository, "text_encoder_3", self.lending.dtype)
+
+    def rehearse(self, network: nn.Module, size: int) -> Any:
+        return network(token_ids(size, self.tokens))
 
     def load(self, device: str) -> nn.Module:
         from transformers import T5EncoderModel
@@ -184,7 +208,17 @@ class Autoencoder:
     def load(self) -> nn.Module:
         from diffusers import AutoencoderKL
 
-        vae: Any = common.load_whole(AutoencoderKL, self.repository.weights("vae"), "float32")
+        return self._set_up(common.load_whole(AutoencoderKL, self.repository.weights("vae"), "float32"))
+
+    def hollow(self) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        return self._set_up(hollow(AutoencoderKL, self.repository, "vae", "float32"))
+
+    def rehearse(self, network: Any, pixels_B3HW: Tensor) -> Any:
+        return network.encode(pixels_B3HW)
+
+    def _set_up(self, vae: Any) -> nn.Module:
         if self.tile_px is not None:
             # The tiles' size has no setting of its own: it is the model's sample size, 1024 px (diffusers 0.42).
             vae.tile_sample_min_size = self.tile_px

@@ -24,6 +24,7 @@ from simpletuner.families.cascade_images import ClipImageEncoder
 from simpletuner.families.cascade_lora import PREFIX, PREFIXES, PRESETS, load_stage_c_lora
 from simpletuner.families.cascade_options import StableCascadeOptions
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
+from simpletuner.families.hollow import hollow_or_whole
 from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
@@ -111,6 +112,27 @@ class StableCascade(ModelFamily):
 
         return CosineEpsilon(shift=self.options.stable_cascade_schedule_shift)
 
+    def needs(self) -> list[tuple[Repository, str]]:
+        named = [(self.repository, name) for name in ("text_encoder", "tokenizer", self.subfolder)]
+        if self.options.stable_cascade_effnet_encoder is None:
+            named.append((self.decoder_repository, parts.ENCODER_FILE))
+        if self.options.stable_cascade_image_embed_probability:
+            named += [(self.repository, name) for name in ("image_encoder", "feature_extractor")]
+        if not self._has_gallery:
+            return named
+        uses_decoder = self.options.stable_cascade_use_decoder_for_validation
+        if self.run.previews.validation_preview or not uses_decoder:
+            named.append((self.decoder_repository, parts.PREVIEWER_FILE))
+        if not uses_decoder:
+            return named
+        stages = (self.options.stable_cascade_decoder_subfolder, "vqgan")
+        return [*named, *((self.decoder_repository, name) for name in stages)]
+
+    @property
+    def _has_gallery(self) -> bool:
+        validation = self.run.validation
+        return validation.validation_prompt is not None or bool(validation.validation_prompt_library)
+
     def verify(self) -> None:
         if self.subfolder != PREFIX and self.repository.find(f"{self.subfolder}/config.json") is None:
             raise UserError(
@@ -123,8 +145,7 @@ class StableCascade(ModelFamily):
         if self.options.stable_cascade_image_embed_probability:
             self.repository.verify("image_encoder")
             self.repository.component("feature_extractor")
-        validation = self.run.validation
-        if validation.validation_prompt is None and not validation.validation_prompt_library:
+        if not self._has_gallery:
             return
         self.repository.scheduler_config()
         has_decoder = self.options.stable_cascade_use_decoder_for_validation
@@ -138,10 +159,13 @@ class StableCascade(ModelFamily):
         return (parts.ClipEncoder(self.repository, lending),)
 
     def image_encoder(self) -> parts.SemanticCompressor:
-        own = self.options.stable_cascade_effnet_encoder
-        file = parts.own_encoder(Path(own)) if own else self.loose_file(parts.ENCODER_FILE)
-        memory = self.run.memory
-        return parts.SemanticCompressor(file, is_sliced=memory.vae_enable_slicing, is_offloaded=memory.offload_during_startup)
+        memory, repositories = self.run.memory, (self.decoder_repository, self.repository)
+        return parts.SemanticCompressor(
+            self.options.stable_cascade_effnet_encoder,
+            repositories,
+            is_sliced=memory.vae_enable_slicing,
+            is_offloaded=memory.offload_during_startup,
+        )
 
     def image_prompts(self) -> tuple[ClipImageEncoder, float] | None:
         share = self.options.stable_cascade_image_embed_probability
@@ -161,12 +185,13 @@ class StableCascade(ModelFamily):
         """Stage A. Raises UserError."""
         return pictures.stage_a(self.decoder_repository)
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, *, is_hollow: bool = False) -> nn.Module:
         from diffusers.models import StableCascadeUNet
 
         from simpletuner.networks.checkpointing import checkpoint_blocks
 
-        denoiser = common.load_whole(StableCascadeUNet, self.repository.weights(self.subfolder), self.run.dtypes.base)
+        dtype = self.run.dtypes.base
+        denoiser = hollow_or_whole(StableCascadeUNet, self.repository, self.subfolder, dtype, is_hollow=is_hollow)
         pictures.exact_time(denoiser)
         memory = self.run.memory
         if memory.gradient_checkpointing:

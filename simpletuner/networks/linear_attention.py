@@ -5,6 +5,7 @@ Shape letters:  B batch,  N tokens,  H heads,  D width of a head.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ def linear_attention(query_BHND: Tensor, key_BHND: Tensor, value_BHND: Tensor) -
     return to half precision, so autocast is off in here.
     Source: Katharopoulos et al. 2020 (Transformers are RNNs), equation 5; relu as in Xie et al. 2024 (Sana), section 2.2.
     """
-    with torch.autocast(query_BHND.device.type, enabled=False):
+    # Meta tensors, which estimates count, know no autocast: torch raises at the very question (2.13).
+    with nullcontext() if query_BHND.is_meta else torch.autocast(query_BHND.device.type, enabled=False):
         query_BHND, key_BHND, value_BHND = query_BHND.float().relu(), key_BHND.float().relu(), value_BHND.float()
         memory_BHDD = key_BHND.transpose(-1, -2) @ value_BHND
         total_BHD1 = key_BHND.sum(dim=-2).unsqueeze(-1)

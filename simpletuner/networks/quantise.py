@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
+from simpletuner.config.catalogue import PRECISIONS
 from simpletuner.errors import UserError
 from simpletuner.networks.codecs import CODECS, Codec
 
-__all__ = ["Outcome", "QuantisedConv2d", "QuantisedLinear", "quantise", "stored_bytes"]
+__all__ = ["Outcome", "QuantisedConv2d", "QuantisedLinear", "quantise", "saved_bytes", "stored_bytes"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,10 @@ def quantise(model: nn.Module, precision: str, *, keep: Sequence[str] = (), devi
     layers = list(_layers(model))
     if precision == "no_change":
         return Outcome(0, len(layers), before, before)
-    codec, quantised = CODECS[precision], 0
-    for name in layers:
-        layer = model.get_submodule(name)
-        if any(fnmatchcase(name, pattern) for pattern in keep) or not codec.fits(*_matrix_shape(layer)):
-            continue
-        model.set_submodule(name, _quantised(layer, codec, device))
-        quantised += 1
-    if not quantised:
+    chosen = list(_chosen(model, precision, keep))
+    for name in chosen:
+        model.set_submodule(name, _quantised(model.get_submodule(name), CODECS[precision], device))
+    if not (quantised := len(chosen)):
         raise UserError(
             f"Nothing of {type(model).__name__} can be stored as {precision}.",
             why=f"none of its {len(layers)} linear and convolution layers has a size that this format takes.",
@@ -70,6 +67,15 @@ def stored_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers; what two names share counts once."""
     storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def saved_bytes(model: nn.Module, precision: str, *, keep: Sequence[str] = ()) -> int:
+    """What `quantise` would take off the model, by the bits of the catalogue. Nothing is quantised, no weight need be there."""
+    if precision == "no_change":
+        return 0
+    bits = PRECISIONS[precision].bits
+    weights = [model.get_parameter(f"{name}.weight") for name in _chosen(model, precision, keep)]
+    return round(sum(weight.numel() * (weight.element_size() - bits / 8) for weight in weights))
 
 
 class Stored(nn.Module):
@@ -188,6 +194,14 @@ def _layers(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         is_convolution = type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
         if type(module) is nn.Linear or (is_convolution and not isinstance(module.padding, str)):
+            yield name
+
+
+def _chosen(model: nn.Module, precision: str, keep: Sequence[str]) -> Iterator[str]:
+    """Names of the layers that are stored so."""
+    for name in _layers(model):
+        fits = CODECS[precision].fits(*_matrix_shape(model.get_submodule(name)))
+        if fits and not any(fnmatchcase(name, pattern) for pattern in keep):
             yield name
 
 

@@ -53,7 +53,7 @@ def detect_hardware() -> Hardware:
     if torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if torch.version.cuda is None:  # ROCm's cards
-            return Hardware("cuda", has_bf16=has_bf16)
+            return Hardware("cuda", has_bf16=has_bf16, memory_bytes=torch.cuda.get_device_properties().total_memory)
         return Hardware(
             "cuda",
             has_bf16=has_bf16,
@@ -61,6 +61,7 @@ def detect_hardware() -> Hardware:
             built_for=tuple(torch.cuda.get_arch_list()),
             cuda_version=torch.version.cuda,
             name=torch.cuda.get_device_name(),
+            memory_bytes=torch.cuda.get_device_properties().total_memory,
         )
     if torch.backends.mps.is_available():
         return Hardware("mps")

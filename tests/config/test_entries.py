@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.quickstarts import SANA_DATASETS
 
 Project = Any
@@ -144,10 +142,10 @@ def test_no_enabled_pictures_is_a_problem(project: Project) -> None:
 
 
 def test_what_an_entry_must_say_is_asked_for(project: Project) -> None:
-    project.datasets([{"resolution": 512}])
+    project.datasets([{"resolution": 512}, {"id": "b"}])
     first, second = project.problems()
     assert "number 1: `id` is missing" in first
-    assert "`instance_data_dir` is missing" in second
+    assert "`b`: `instance_data_dir` is missing" in second
 
 
 def test_an_entry_that_is_no_object_is_told(project: Project) -> None:
@@ -189,9 +187,3 @@ def test_two_text_caches_are_one_too_many(project: Project) -> None:
 def test_the_datasets_may_stand_in_the_config_itself(project: Project) -> None:
     project.options(data_backend_config=[{"id": "inner", "instance_data_dir": "datasets/pictures"}])
     assert [dataset.id for dataset in project.run().datasets] == ["inner"]
-
-
-@pytest.mark.parametrize("key", ["aws_bucket_name"])
-def test_a_key_of_a_later_version_is_unknown(project: Project, key: str) -> None:
-    project.dataset(**{key: "x"})
-    assert f"unknown key `{key}`" in project.problem()

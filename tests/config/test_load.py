@@ -120,6 +120,7 @@ def test_all_problems_of_both_files_and_the_command_line_are_told_at_once(projec
         "Too strong",
         "`crop_aspekt`",
         "datasets/nothing",
+        "there is no `instance_prompt`",
         "id `a`",
         "without `target_downsample_size`",
         '`seed` is "many" (command line)',

@@ -11,10 +11,10 @@ import torch
 from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 
-from benchmarks.counting import PeakBytes
 from simpletuner.data.samples import Place, Prompt
 from simpletuner.families import find
 from simpletuner.networks.checkpointing import checkpoint_blocks
+from simpletuner.networks.counting import PeakBytes
 from simpletuner.training.tuning import build_tuning
 
 COPIES = 6

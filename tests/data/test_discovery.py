@@ -1,4 +1,4 @@
-"""Searching folders, and measuring only what is new."""
+"""Measuring only what is new."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simpletuner.data import discovery
-from simpletuner.data.discovery import CANNOT_OPEN, discover, search
+from simpletuner.data.discovery import CANNOT_OPEN, TEXT_FILES, discover
 from simpletuner.data.manifest import Manifest, Remembered
+from simpletuner.data.stores.folder import Folder
 
 
 def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
@@ -19,77 +19,19 @@ def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
     return path
 
 
-def found(root: Path) -> list[str]:
-    return list(search(root).pictures)
-
-
 def survey(root: Path, old: Manifest | None = None, *, with_captions: bool = False) -> Manifest:
-    return discover(root, search(root), old, with_captions=with_captions, progress=lambda done, total: None)
+    store = Folder(root)
+    captions_from = TEXT_FILES if with_captions else ""
+    return discover(store, store.listing(print), old, captions_from=captions_from, progress=lambda done, total: None)
 
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
     """Names of the pictures whose headers were read."""
     names: list[str] = []
-    measure = discovery.measure
-    monkeypatch.setattr(discovery, "measure", lambda path: names.append(os.path.basename(path)) or measure(path))
+    measure = Folder.measure
+    monkeypatch.setattr(Folder, "measure", lambda store, file: names.append(os.path.basename(file)) or measure(store, file))
     return names
-
-
-def test_pictures_are_found_in_all_folders_in_the_order_of_their_paths(tmp_path):
-    for name in ("b.jpg", "a/z.PNG", "a.jpg", "a/b/c.webp", "ü n.gif", "same.jpg", "same.png"):
-        picture(tmp_path / name)
-    assert found(tmp_path) == ["a.jpg", "a/b/c.webp", "a/z.PNG", "b.jpg", "same.jpg", "same.png", "ü n.gif"]
-
-
-def test_hidden_files_and_folders_and_other_kinds_are_passed_over(tmp_path):
-    for name in ("._a.jpg", ".hidden/a.jpg", "a/.b.png"):
-        picture(tmp_path / name)
-    for name in ("notes.txt", "film.mp4", "jpg", "a.jpg.part"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    assert found(tmp_path) == []
-
-
-def test_links_in_a_circle_end(tmp_path):
-    picture(tmp_path / "a/x.jpg")
-    (tmp_path / "a/up").symlink_to(tmp_path)
-    (tmp_path / "0").symlink_to(tmp_path / "a")
-    assert found(tmp_path) == ["a/x.jpg"]
-
-
-def test_a_folder_with_several_links_goes_by_the_first_name(tmp_path):
-    picture(tmp_path / "elsewhere/x.jpg")
-    (tmp_path / "root").mkdir()
-    for name in "hgfedcba":
-        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere")
-    assert found(tmp_path / "root") == ["a/x.jpg"]
-
-
-def test_linked_folders_and_files_are_followed(tmp_path):
-    picture(tmp_path / "elsewhere/x.jpg")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root/y.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
-    assert found(tmp_path / "root") == ["link/x.jpg", "y.jpg"]
-
-
-def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
-    picture(tmp_path / "open/x.jpg")
-    (tmp_path / "shut").mkdir()
-    scandir = os.scandir
-
-    def guarded(path):
-        if str(path).endswith("shut"):
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    listing = search(tmp_path)
-    assert list(listing.pictures) == ["open/x.jpg"]
-    assert listing.closed == {"shut/": "Permission denied"}
-    assert search(tmp_path / "none").closed == {"": "No such file or directory"}
 
 
 def test_sizes_are_measured_and_faults_kept(tmp_path):
@@ -194,8 +136,7 @@ def test_a_caption_file_that_could_not_be_opened_is_tried_again(tmp_path, monkey
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a fox")
     with monkeypatch.context() as patch:
-        patch.setattr(discovery, "measure", lambda path: (64, 48))
-        patch.setattr(discovery, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")), raising=False)
+        patch.setattr(Folder, "read", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
         first = survey(tmp_path, with_captions=True)
     assert first.captions.strings() == [""]
     assert survey(tmp_path, first, with_captions=True).captions.strings() == ["a fox"]
@@ -205,5 +146,6 @@ def test_progress_ends_at_the_total(tmp_path):
     for name in ("a.png", "b.png"):
         picture(tmp_path / name)
     told: list[tuple[int, int]] = []
-    discover(tmp_path, search(tmp_path), None, with_captions=False, progress=lambda done, total: told.append((done, total)))
+    store = Folder(tmp_path)
+    discover(store, store.listing(print), None, captions_from="", progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (2, 2)

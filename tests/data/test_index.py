@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from simpletuner.config.datasets import ImageDataset
-from simpletuner.data import discovery
 from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.ledger import Exclusion, Note
 from simpletuner.data.manifest import Remembered
 from simpletuner.data.pixels import Unreadable
 from simpletuner.data.samples import LatentSpec
+from simpletuner.data.stores.folder import Folder as FolderStore
 from simpletuner.errors import DataError, RunError
 from simpletuner.events import Event, Notice, Progress
 
@@ -43,9 +43,11 @@ class Folder:
             path.with_suffix(".txt").write_text(text, encoding="utf-8")
         return path
 
+    def entry(self, **keys: Any) -> ImageDataset:
+        return ImageDataset(**{"id": "cats", "instance_data_dir": str(self.root), "cache_dir_vae": str(self.cache)} | keys)
+
     def open(self, **keys: Any) -> ImageSet:
-        entry = ImageDataset(**{"id": "cats", "instance_data_dir": str(self.root), "cache_dir_vae": str(self.cache)} | keys)
-        return open_dataset(entry, LATENT, tell=self.told.append)
+        return open_dataset(self.entry(**keys), LATENT, tell=self.told.append)
 
     def refused(self, **keys: Any) -> DataError:
         with pytest.raises(DataError) as caught:
@@ -118,7 +120,7 @@ def test_a_second_start_opens_no_picture(folder, monkeypatch):
     def forbidden(path: str) -> tuple[int, int]:
         raise AssertionError(f"{path} was opened")
 
-    monkeypatch.setattr(discovery, "measure", forbidden)
+    monkeypatch.setattr(FolderStore, "measure", forbidden)
     second = folder.open(**keys)
     assert second.captions(0) == ("a fox", "the fox")
     assert second.ledger == first.ledger
@@ -331,6 +333,13 @@ def test_measurements_are_kept_when_captions_are_missing(folder):
     folder.add("a.png")
     folder.refused(caption_strategy="textfile")
     assert [path.name for path in folder.cache.iterdir()] == ["manifest-cats.safetensors"]
+
+
+def test_a_rank_takes_the_word_of_the_one_that_searched(folder):
+    folder.add("a.png")
+    folder.open()
+    folder.add("b.png")
+    assert files(open_dataset(folder.entry(), LATENT, tell=print, is_searched=True)) == ["a.png"]
 
 
 def test_skipping_discovery_takes_the_last_manifest(folder, monkeypatch):

@@ -19,7 +19,7 @@ def example(files: tuple[str, ...] = ("a.jpg", "ü/b c.png", NOT_UTF8)) -> Manif
     numbers = np.arange(count, dtype=np.int64)
     edges = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
     texts = Texts.of("line\nline" if n % 2 else "" for n in range(count))
-    return Manifest("/pics", True, Texts.of(files), numbers + 10, numbers + 2**60, edges, numbers - 1, numbers, texts)
+    return Manifest("/pics", "textfile", Texts.of(files), numbers + 10, numbers + 2**60, edges, numbers - 1, numbers, texts)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6)))
@@ -38,7 +38,7 @@ def test_a_manifest_survives_the_disk(tmp_path, files):
     save_manifest(saved, tmp_path / "cache" / "m.safetensors")
     loaded = load_manifest(tmp_path / "cache" / "m.safetensors")
     assert loaded is not None
-    assert (loaded.root, loaded.has_captions, loaded.faults) == ("/pics", True, saved.faults)
+    assert (loaded.root, loaded.captions_from, loaded.faults) == ("/pics", "textfile", saved.faults)
     assert loaded.files.strings() == list(files)
     assert loaded.captions.strings() == saved.captions.strings()
     for name in (*module.NUMBERS, *module.WORDS):

@@ -73,6 +73,8 @@ def picture(seed: int, size: tuple[int, int] = WIDE) -> bytes:
 class Pictures:
     """A set in memory, with what a manifest would remember of it."""
 
+    in_flight = 1
+
     def __init__(self, cache_dir: Path, raw: Sequence[bytes], *, sizes: Sequence[tuple[int, int]] = (), batch: int = 3) -> None:
         self.cache_dir, self.raw = cache_dir, list(raw)
         self.sizes = list(sizes) or [WIDE] * len(raw)
@@ -424,6 +426,19 @@ def test_only_a_few_pictures_wait_in_memory(ten: Pictures, monkeypatch: pytest.M
 
     fill(ten, Watches())
     assert 3 < max(ahead) <= 6, "the next batch is read meanwhile, and no more"
+
+
+def test_a_slow_store_has_many_reads_under_way_whatever_the_cores(ten: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precompute, "_cores", lambda: 1)
+    ten.in_flight, read, meeting = 5, ten.read, threading.Barrier(5)
+
+    def together(sample: int) -> bytes:
+        meeting.wait(timeout=10)  # opens when five wait for it: ten reads meet twice
+        return read(sample)
+
+    monkeypatch.setattr(ten, "read", together)
+    store, _ = fill(ten, Convolution())
+    assert len(everything(store, ten)) == 10
 
 
 class TwoRanks:

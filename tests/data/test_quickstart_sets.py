@@ -52,7 +52,7 @@ def test_the_sana_pages_sets_share_a_folder_in_two_sizes_and_pass_as_often_as_wr
     assert places(regular) == [(512, 512)]
     assert places(large) == [(1088, 960), (768, 1344)]
     assert places(small) == [(576, 448), (384, 704), (512, 512)]
-    assert large.root == small.root
+    assert large.store.root == small.store.root
     assert len({images.cache_dir for images in sets}) == 3
     assert [one.reason for one in large.ledger.excluded] == ["below minimum_image_size"]
     assert [plan.passes for plan in plan_of(run, sets).sets] == [1, 1001, 1001]

@@ -72,7 +72,9 @@ def same(ours: Items, theirs: Items) -> bool:
     )
 
 
-def test_fifty_kills_while_caching_lose_nothing_and_serve_nothing_half(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("wanted", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_kills_while_caching_lose_nothing_and_serve_nothing_half(tmp_path: Path, wanted: int, ranks: int) -> None:
     pictures, cache = pictures_in(tmp_path / "pictures", 60), tmp_path / "broken"
     began_s = time.monotonic()
     killed.cache_all(pictures, tmp_path / "unbroken")
@@ -87,13 +89,17 @@ def test_fifty_kills_while_caching_lose_nothing_and_serve_nothing_half(tmp_path:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment(), "PYTHONPATH": root}
     ) as server:
-        while kills < 50:
-            process = asked(server, "go")
+        while kills < wanted:
+            processes = asked(server, f"go {ranks}")
             time.sleep(draw.uniform(0, whole_s / 2))
-            os.kill(process, signal.SIGKILL)
+            os.kill(processes.pop(draw.randrange(ranks)), signal.SIGKILL)
+            if processes:  # the others work on or wait, until the launcher ends them
+                time.sleep(draw.uniform(0, whole_s / 4))
+                for process in processes:
+                    os.kill(process, signal.SIGKILL)
             ended = asked(server, "ended?")
-            assert ended in (0, signal.SIGKILL), f"it failed by itself, seed {seed}"
-            kills += ended == signal.SIGKILL
+            assert set(ended) <= {0, signal.SIGKILL}, f"one failed by itself, seed {seed}"
+            kills += signal.SIGKILL in ended
             now = served(cache)
             assert kept.keys() <= now.keys(), f"what was finished is lost, seed {seed}"
             assert same(now, expected), f"something else is served than was made, seed {seed}"
@@ -103,18 +109,19 @@ def test_fifty_kills_while_caching_lose_nothing_and_serve_nothing_half(tmp_path:
                 assert not list(cache.rglob(".*.tmp")), "what kills left half done is cleared away"
                 shutil.rmtree(cache)
                 kept, finished = {}, finished + 1
-    killed.cache_all(pictures, cache)
+        asked(server, f"go {ranks + 1}")  # another number of processes takes over what these left
+        assert set(asked(server, "ended?")) == {0}
     assert served(cache).keys() == expected.keys()
     assert same(expected, served(cache))
-    assert finished < 50, "most kills must find work to interrupt"
+    assert finished < wanted, "most kills must find work to interrupt"
 
 
-def asked(server: subprocess.Popen[str], word: str) -> int:
+def asked(server: subprocess.Popen[str], word: str) -> list[int]:
     assert server.stdin
     assert server.stdout
     server.stdin.write(word + "\n")
     server.stdin.flush()
-    return int(server.stdout.readline())
+    return [int(number) for number in server.stdout.readline().split()]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from PIL import Image
 from simpletuner import cli
 from simpletuner.config.run import Run
 from simpletuner.data.cache import TensorCache
+from simpletuner.data.prompts import prompt_bytes
 from simpletuner.data.samples import Prompt
 from simpletuner.examples.tiny import model_options
 from simpletuner.families import common, find
@@ -103,7 +104,7 @@ def test_a_prompt_takes_no_more_bytes_than_was_said(folder: Path, family: str) -
     for encoder in find()[family](run_of(folder)).text_encoders():
         with encoder.lent("cpu") as encode:
             [embeds] = encode([longest])
-        assert sum(tensor.nbytes for tensor in embeds.values()) == encoder.item_bytes
+        assert sum(tensor.nbytes for tensor in embeds.values()) == prompt_bytes(encoder)
 
 
 def test_what_is_missing_or_damaged_is_found_by_verify(folder: Path, family: str, capsys: Captured) -> None:

@@ -179,4 +179,8 @@ def test_check_shows_ledger_buckets_steps_and_gallery(workspace: Workspace) -> N
     assert len(buckets) >= 3
     assert report["length"]["steps"] == 6
     assert report["pictures"] == ["validation 128x128"]
+    assert report["prompts"] == {"validation": "a red square"}
+    assert [(stock["needed"], stock["missing"]) for stock in report["caches"]] == [(4, 4), (5, 5)]
+    assert report["memory"]["device_bytes"] > 0
+    assert (report["downloads"], report["problems"]) == ([], [])
     assert not (workspace.folder / "output" / "cache" / "text").exists(), "check encodes nothing"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.counting import PeakBytes
 from simpletuner.families.sana import Sana
+from simpletuner.networks.counting import PeakBytes
 
 
 def pictures(edge_px: int, count: int = 1) -> torch.Tensor:

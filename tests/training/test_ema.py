@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 from training_fakes import Told, make_run, trainer_of
 
-from benchmarks.counting import PeakBytes
 from simpletuner.events import Notice
+from simpletuner.networks.counting import PeakBytes
 from simpletuner.training.ema import Ema, decay_at
 
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -120,7 +120,8 @@ def test_a_strategy_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: py
 def test_the_cpu_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
-    assert detect_hardware() == Hardware("cuda", has_bf16=True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda: SimpleNamespace(total_memory=24 * 2**30))
+    assert detect_hardware() == Hardware("cuda", has_bf16=True, memory_bytes=24 * 2**30)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert detect_hardware() == Hardware("cpu", has_bf16=False)
 

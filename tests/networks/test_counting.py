@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.counting import PeakBytes, stored_bytes
+from simpletuner.networks.counting import PeakBytes, stored_bytes
 
 KIB = 1024
 
