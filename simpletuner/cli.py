@@ -211,10 +211,11 @@ def examples(words: list[str]) -> int:
         case ["copy", name, folder]:
             print("\n".join(map(str, bundled.copy(name, Path(folder)))))
         case ["build-model", family, folder]:
-            from simpletuner.networks.libraries import import_model_libraries
+            from simpletuner.networks.libraries import import_model_libraries, quiet_imports
 
             import_model_libraries()
-            from simpletuner.examples.tiny import build_model, model_options
+            with quiet_imports():
+                from simpletuner.examples.tiny import build_model, model_options
 
             build_model(family, Path(folder))
             _say("\n".join(f'"{option}": "{value}"' for option, value in model_options(family, Path(folder)).items()))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simpletuner.errors import UserError
 from simpletuner.families import common
 from simpletuner.families.repository import Component, Repository
 
@@ -31,6 +32,7 @@ __all__ = [
     "stage_b",
     "undisturbed",
     "usage",
+    "verify_decoder",
 ]
 
 DEPRECATED = {
@@ -127,6 +129,21 @@ def stage_a(repository: Repository) -> Component:
     """Stage A's weights; few repositories have it in another variant than the plain one. Raises UserError."""
     component = repository.component("vqgan")
     return component if component.weights else repository.weights("vqgan")
+
+
+def verify_decoder(repository: Repository, subfolder: str) -> None:
+    """Raises UserError unless everything that `load_decoder` and its pipeline read is here, and whole by its headers."""
+    try:
+        stage_b(repository, subfolder).verify()
+        stage_a(repository).verify()
+        repository.scheduler_config()
+    except UserError as error:
+        raise UserError(
+            f"The gallery's decoder is not here: {error.problem.what}",
+            why="; ".join(filter(None, ["Stage C alone makes no pictures, Stages B and A do", error.problem.why])),
+            mend="fetch it, name another with `stable_cascade_decoder_model_name_or_path`, `_subfolder` and `_variant`, or set "
+            '"stable_cascade_use_decoder_for_validation" to false for small pictures by the Previewer network.',
+        ) from error
 
 
 def load_decoder_pipeline(name: str, subfolder: str = "decoder", variant: str | None = None) -> Any:

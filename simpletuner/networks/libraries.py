@@ -19,12 +19,13 @@ NOISE = {
     "torch.utils._pytree": "is an Enum subclass",  # torchao 0.18 under torch 2.13
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # 0.50.2: a faster kernel for CPUs
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",  # 0.42.1 looks for old names
+    "transformers.utils.import_utils": "requires torchvision",  # 5.23: image processors that nothing here uses
 }
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """For imports that bring in torchao and bitsandbytes: those messages, and only those, are not shown."""
+    """For imports that bring in torchao, bitsandbytes and whole pipelines: those messages, and only those, are not shown."""
     filters = {name: _Without(words) for name, words in NOISE.items()}
     for name, without in filters.items():
         logging.getLogger(name).addFilter(without)
