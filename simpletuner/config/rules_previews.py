@@ -13,7 +13,7 @@ def preview_notices(run: Run, *, has_webhook: bool) -> Iterator[str]:
     """Told at check and at start."""
     if not run.previews.validation_preview:
         return
-    if run.validation.validation_prompt is None and not run.validation.validation_prompt_library:
+    if not run.validation.has_gallery:
         yield "`validation_preview` shows nothing: there is no gallery without a `validation_prompt` or a library of prompts."
     elif not has_webhook:
         folder = f"{run.checkpointing.output_dir}/previews"

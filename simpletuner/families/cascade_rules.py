@@ -47,7 +47,7 @@ def notices(run: Run, options: StableCascadeOptions) -> Iterator[str]:
             "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
             "whole picture, which tiles would change, and its pictures have no decoder in tiles."
         )
-    if run.validation.validation_prompt is not None or run.validation.validation_prompt_library:
+    if run.validation.has_gallery:
         yield from _idle_settings(run, options)
 
 

@@ -185,7 +185,10 @@ class StableDiffusion3(ModelFamily):
         config, file = self.denoiser_config, self.single_file  # small files first: to fetch the weights may take an hour
         if file is not None:
             verify_single_file(file, config, self.repository.name)
-        self.repository.verify(*(name for _, name in self.needs() if not name.startswith("tokenizer")))
+        if self.run.validation.has_gallery:
+            self.repository.scheduler_config()
+        parts = [name for repository, name in self.needs() if repository is self.repository]
+        self.repository.verify(*(name for name in parts if not name.startswith("tokenizer")))
         if self.run.previews.validation_preview:
             self.preview_repository.weights("").verify()
 

@@ -118,7 +118,7 @@ class StableCascade(ModelFamily):
             named.append((self.decoder_repository, parts.ENCODER_FILE))
         if self.options.stable_cascade_image_embed_probability:
             named += [(self.repository, name) for name in ("image_encoder", "feature_extractor")]
-        if not self._has_gallery:
+        if not self.run.validation.has_gallery:
             return named
         uses_decoder = self.options.stable_cascade_use_decoder_for_validation
         if self.run.previews.validation_preview or not uses_decoder:
@@ -127,11 +127,6 @@ class StableCascade(ModelFamily):
             return named
         stages = (self.options.stable_cascade_decoder_subfolder, "vqgan")
         return [*named, *((self.decoder_repository, name) for name in stages)]
-
-    @property
-    def _has_gallery(self) -> bool:
-        validation = self.run.validation
-        return validation.validation_prompt is not None or bool(validation.validation_prompt_library)
 
     def verify(self) -> None:
         if self.subfolder != PREFIX and self.repository.find(f"{self.subfolder}/config.json") is None:
@@ -145,7 +140,7 @@ class StableCascade(ModelFamily):
         if self.options.stable_cascade_image_embed_probability:
             self.repository.verify("image_encoder")
             self.repository.component("feature_extractor")
-        if not self._has_gallery:
+        if not self.run.validation.has_gallery:
             return
         self.repository.scheduler_config()
         has_decoder = self.options.stable_cascade_use_decoder_for_validation
