@@ -67,7 +67,7 @@ def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
 
     Unless it `may_fetch` them, of a hub repository only the configuration is looked at.
     """
-    if run.scores.evaluation_type != "clip":
+    if run.scores.evaluation_type != "clip" or not run.validation.has_prompts:
         return
     repository = _repository(run.scores.pretrained_evaluation_model_name_or_path)
     if repository.is_local or may_fetch:

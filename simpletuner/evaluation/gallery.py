@@ -59,7 +59,7 @@ class Gallery:
         self._kinds = kinds(run)
         self._files = PictureFiles()
         self._previews = Previews(run)
-        self._clip = ClipScore(run) if run.scores.evaluation_type == "clip" else None
+        self._clip = ClipScore(run) if shots and run.scores.evaluation_type == "clip" else None
         self._start: int | None = None
         """Step at which this process began."""
         self._painted: int | None = None

@@ -182,7 +182,7 @@ class StableDiffusion3(ModelFamily):
         else:
             verify_single_file(self.single_file, config, self.repository.name)
         self.repository.verify(*parts)
-        if self.run.previews.validation_preview:
+        if self.run.previews.validation_preview and self.run.validation.has_prompts:
             self.preview_repository.weights("").verify()
 
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:

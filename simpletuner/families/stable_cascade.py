@@ -125,8 +125,7 @@ class StableCascade(ModelFamily):
         if self.options.stable_cascade_image_embed_probability:
             self.repository.verify("image_encoder")
             self.repository.component("feature_extractor")
-        validation = self.run.validation
-        if validation.validation_prompt is None and not validation.validation_prompt_library:
+        if not self.run.validation.has_prompts:
             return
         uses_decoder = self.options.stable_cascade_use_decoder_for_validation
         if self.run.previews.validation_preview or not uses_decoder:

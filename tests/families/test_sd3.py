@@ -263,7 +263,7 @@ def test_a_half_precision_shot_is_the_stock_pipelines_as_well(make_run, tiny_rep
     assert (latents - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
-def test_a_preview_is_the_stock_pipelines_picture_with_the_tiny_autoencoder(make_run, tiny_repo):
+def test_a_preview_is_the_stock_pipelines_picture_with_the_tiny_autoencoder(make_run, tiny_repo, capfd):
     family = StableDiffusion3(make_run("sd3"))
     tiny = AutoencoderTiny.from_pretrained(tiny_repo("sd3") / "taesd3")
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_repo("sd3"), vae=tiny)
@@ -272,14 +272,17 @@ def test_a_preview_is_the_stock_pipelines_picture_with_the_tiny_autoencoder(make
     with torch.no_grad():
         stock = pipeline.image_processor.postprocess(pipeline.vae.decode(unscaled, return_dict=False)[0], output_type="pil")
     with family.preview_decoder("cpu") as show:
+        capfd.readouterr()
         assert show(latents).tobytes() == stock[0].tobytes()
+        assert capfd.readouterr().err == "", "diffusers warns of a key that it wrote itself"
 
 
 def test_the_preview_s_autoencoder_is_looked_for_before_any_work(make_run, tmp_path):
     missing = {"sd3_preview_decoder_model_name_or_path": str(tmp_path)}
     StableDiffusion3(make_run("sd3", **missing)).verify()
+    StableDiffusion3(make_run("sd3", **missing, validation_preview=True)).verify()  # there is no gallery
     with pytest.raises(UserError, match="no safetensors weights"):
-        StableDiffusion3(make_run("sd3", **missing, validation_preview=True)).verify()
+        StableDiffusion3(make_run("sd3", **missing, validation_preview=True, validation_prompt="a cat")).verify()
 
 
 SLG = {
