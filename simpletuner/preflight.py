@@ -161,7 +161,7 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         for entry in run.picture_sets:
             try:
                 images = open_dataset(entry, latent, tell=tell)
-                if entry.conditioning_data is not None:
+                if entry.conditioning_data is not None and entry.dataset_type == "image":  # the eval loss knows no masks
                     images.pair(masks_of(run, entry.conditioning_data))
                 sets.append(images)
             except DataError as error:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset
 from simpletuner.config.run import Run
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
@@ -132,6 +132,20 @@ def test_sets_to_judge_by_are_in_the_report_as_such_and_lengthen_nothing(make_ru
     assert [(row.pictures, row.batches) for rows in report.buckets.values() for row in rows] == [(3, 3), (2, 0)]
     assert report.length.steps_per_epoch == 3
     assert "dogs (eval): 2 found = 2 used + 0 excluded" in report.as_text()
+
+
+def test_a_set_to_judge_by_needs_no_masks_where_all_sets_are_said_to_have_them(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """As `conditioning_data` in the main config does; the eval loss knows no masks."""
+    keys = {"conditioning_data": "masks"}
+    run = with_sets(make_run("sana"), tmp_path, cats=keys, dogs={"dataset_type": "eval", **keys}, masks={})
+    masks = ConditioningDataset(id="masks", instance_data_dir=str(tmp_path / "masks"))
+    run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:2], conditioning=(masks,))
+    for name in ("cats/a_cat", "masks/a_cat", "dogs/a_dog"):
+        Image.new("RGB", (128, 128)).save(tmp_path / f"{name}.png")
+    cats, dogs = open_sets(run, LATENT, Alone(), lambda _: None)
+    assert (cats.masks is None, dogs.masks is None, dogs.ledger.used) == (False, True, 1)
 
 
 @pytest.mark.parametrize(("model_type", "notices"), [("full", 1), ("lora", 0)])
