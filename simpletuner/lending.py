@@ -140,15 +140,17 @@ class FaultReport:
         """Gather and tell what was met since the last time."""
         if not self._live:
             return
-        engine = trainer.engine
+        engine, is_found = trainer.engine, False
         for store in self._live:
             mine = [[one.sample, one.reason, one.detail, one.stand_in] for one in store.take_faults()]
             for sample, reason, detail, stand_in in sorted(fault for share in engine.gather(mine) for fault in share):
+                is_found = True
                 images, text = store.images, f"{reason} ({detail})" if detail else reason
                 stands_in = f"{images.file(stand_in)} is trained on in its place"
                 images.note(sample, f"unreadable, found while training: {text}; {stands_in}")
                 trainer.tell(Notice(f"{images.entry.id}: {images.file(sample)} is unreadable: {text}; {stands_in}.", "warning"))
-        together(engine, lambda: self._write() if engine.rank == 0 else None)
+        if is_found:  # on all ranks alike; an account of a million pictures takes its time
+            together(engine, lambda: self._write() if engine.rank == 0 else None)
 
     def _write(self) -> None:
         try:

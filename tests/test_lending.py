@@ -61,12 +61,14 @@ def test_bad_pictures_of_all_processes_are_told_and_noted(make_run: Callable[...
     report = FaultReport(run, [images], [store])
     trainer: Any = SimpleNamespace(engine=engine, tell=told.append)
     report.run(trainer)
+    account = json.loads((tmp_path / "out" / "ledger.json").read_text())["datasets"]["cats"]
     engine.theirs = []
+    (tmp_path / "out" / "ledger.json").unlink()
     report.run(trainer)
+    assert not (tmp_path / "out" / "ledger.json").exists(), "nothing new is nothing to write"
     assert [event.text.partition(":")[2].partition(":")[0] for event in told if isinstance(event, Notice)] == [
         " a.png is unreadable",
         " b.png is unreadable",
     ]
-    account = json.loads((tmp_path / "out" / "ledger.json").read_text())["datasets"]["cats"]
     assert [note["file"] for note in account["notes"]] == ["a.png", "b.png"]
     assert account["found"] == account["used"] == 3
