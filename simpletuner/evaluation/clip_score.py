@@ -13,7 +13,7 @@ import torch
 
 from simpletuner.config.run import Run
 from simpletuner.errors import UserError
-from simpletuner.evaluation.names import Weights
+from simpletuner.events import Weights
 from simpletuner.families.common import load_whole, on_loan
 from simpletuner.families.repository import Component, Repository
 

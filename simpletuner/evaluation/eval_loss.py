@@ -28,8 +28,7 @@ from simpletuner.diffusion.density import Density
 from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import standing
-from simpletuner.evaluation.names import Weights
-from simpletuner.events import Measured, Notice, Progress
+from simpletuner.events import Measured, Notice, Progress, Weights
 from simpletuner.training.jobs import Due, interval_steps
 
 if TYPE_CHECKING:
