@@ -57,7 +57,7 @@ def test_bad_pictures_of_all_processes_are_told_and_noted(make_run: Callable[...
         )
         assert store.fetch([1]).samples == (2,)
     told: list[Event] = []
-    engine = OtherRankToo([[0, "damaged", "", 2]])
+    engine = OtherRankToo([[0, "damaged", "", 2], [1, "damaged", "here too", 2]])
     report = FaultReport(run, [images], [store])
     trainer: Any = SimpleNamespace(engine=engine, tell=told.append)
     report.run(trainer)
