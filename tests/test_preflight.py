@@ -213,3 +213,14 @@ def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(
     for made_with in said:
         (tmp_path / "a.png").write_bytes(png_of(Image.new("RGB", (8, 8)), made_with))
         assert [is_painted(tmp_path / "a.png", shot, 0, "base") for shot in shots] == [made_with is each for each in said]
+
+
+@pytest.mark.parametrize(("every", "warnings"), [(20, 0), (21, 1)])
+def test_frames_further_apart_than_a_picture_has_steps_are_told(
+    make_run: Callable[..., Run], every: int, warnings: int
+) -> None:
+    told: list[Event] = []
+    options = {"validation_preview": True, "validation_preview_steps": every, "validation_num_inference_steps": 20}
+    run = make_run("sana", validation_prompt="a cat", validation_seed=1, **options)
+    shots_of(run, load_family(run), told.append)
+    assert sum("no frame is shown" in event.text for event in told if isinstance(event, Notice)) == warnings

@@ -31,7 +31,7 @@ def file_stem(shot: Shot, weights: Weights = "trained") -> str:
 
     Nicknames that become the same are still told apart by their index.
     """
-    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("_")
+    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("._")
     nickname = nickname.encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
     nickname += "_ema" if weights == "ema" else ""
     return f"{nickname}_{shot.index}_{shot.width_px}x{shot.height_px}"
