@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from simpletuner.families import common
 from simpletuner.families.repository import Component, Repository
-from simpletuner.networks.libraries import without
+from simpletuner.networks.libraries import IMAGE_PROCESSORS, without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,9 +35,9 @@ __all__ = [
 
 DEPRECATED = {
     "diffusers.pipelines.pipeline_utils": "has been deprecated and will not receive bug fixes",
-    "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision",
+    **IMAGE_PROCESSORS,
 }
-"""What these pipelines make the libraries say (diffusers 0.42, transformers 5.23), by the logger that says it."""
+"""What these pipelines make the libraries say (diffusers 0.42), by the logger that says it."""
 
 STAGE_B = ("decoder", "decoder_lite")
 """Where the real repositories keep it."""

@@ -267,9 +267,12 @@ class StableDiffusion3(ModelFamily):
     @contextmanager
     def sampler(self, denoiser: nn.Module, device: str) -> Iterator[Callable[[Shot, Embeds, Embeds, OnStep | None], Tensor]]:
         import torch
-        from diffusers import StableDiffusion3Pipeline
 
         from simpletuner.networks.joint_attention import attending
+        from simpletuner.networks.libraries import IMAGE_PROCESSORS, without
+
+        with without(IMAGE_PROCESSORS):
+            from diffusers import StableDiffusion3Pipeline
 
         parts: dict[str, Any] = {
             f"{part}{suffix}": None for part in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3")

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from simpletuner.errors import require
 
-__all__ = ["import_model_libraries", "quiet_imports", "require_quietly", "without"]
+__all__ = ["IMAGE_PROCESSORS", "import_model_libraries", "quiet_imports", "require_quietly", "without"]
 
 # What is said at import of kernels that nothing here uses. diffusers 0.42.1 and peft 0.21.2 import torchao and bitsandbytes
 # wherever they are installed, so everybody with all extras would read it. logger -> what its message holds
@@ -20,6 +20,9 @@ NOISE = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # 0.50.2: a faster kernel for CPUs
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",  # 0.42.1 looks for old names
 }
+
+IMAGE_PROCESSORS = {"transformers.utils.import_utils": "requires torchvision"}
+"""Said by pipelines that name a processor of images (transformers 5.23); those by Pillow do as well, and none is used."""
 
 
 @contextmanager
