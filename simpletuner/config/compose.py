@@ -74,8 +74,6 @@ def compose(
     }
     options = [option for name, part in parts.items() for option in options_of(name, part)]
     idle = without_effect(options, given, values)
-    if "masked_loss_probability" in given and not any("conditioning_data" in entry.given for entry in entries):
-        idle.append("`masked_loss_probability` has no effect here: no set of pictures has `conditioning_data`.")
     output_dir = values["output_dir"]
     embeds = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "image_embeds"]
     masks = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "conditioning"]

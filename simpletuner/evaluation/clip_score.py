@@ -13,7 +13,7 @@ import torch
 
 from simpletuner.config.run import Run
 from simpletuner.errors import UserError
-from simpletuner.evaluation.names import Weights
+from simpletuner.events import Weights
 from simpletuner.families.common import load_whole, on_loan
 from simpletuner.families.repository import Component, Repository
 
@@ -67,7 +67,7 @@ def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
 
     Unless it `may_fetch` them, of a hub repository only the configuration is looked at.
     """
-    if run.scores.evaluation_type != "clip":
+    if run.scores.evaluation_type != "clip" or not run.validation.has_gallery:
         return
     repository = _repository(run.scores.pretrained_evaluation_model_name_or_path)
     if repository.is_local or may_fetch:

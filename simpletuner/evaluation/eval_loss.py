@@ -28,8 +28,7 @@ from simpletuner.diffusion.density import Density
 from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import standing
-from simpletuner.evaluation.names import Weights
-from simpletuner.events import Measured, Notice, Progress
+from simpletuner.events import Measured, Notice, Progress, Weights
 from simpletuner.training.jobs import Due, interval_steps
 
 if TYPE_CHECKING:
@@ -165,12 +164,13 @@ class Judge:
         return Figures(known["means"], curves)
 
     def _fingerprint(self, trainer: Trainer) -> str:
-        """Of what is asked: pictures, captions, sizes and times."""
-        words: list[Any] = [self._pooled]
+        """Of what is asked: pictures, captions, sizes, times, how noise is mixed in and how much a time counts."""
+        words: list[Any] = [self._pooled, repr(trainer.family.process)]
         for part in self._slices:
             images = self._sets[part.dataset]
             words += [[images.entry.id, images.file(i), images.captions(i)[0], part.bucket_WH] for i in part.ids]
-            words.append(self._grid(trainer, part))
+            grid = self._grid(trainer, part)
+            words += [grid, trainer.family.weight(torch.tensor(grid)).tolist()]
         return hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest()
 
     def _grid(self, trainer: Trainer, part: Slice) -> list[float]:

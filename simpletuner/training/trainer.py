@@ -138,7 +138,7 @@ class Trainer:
         if self.adaptive is None:
             return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
-            self.adaptive.note(t_B, loss_B)
+            self.adaptive.note(t_B, loss_B, mask_B1HW)
         return self.adaptive.weight(t_B) * loss_B, drawn_B
 
     def _perturbed(self, noise_BCHW: Tensor) -> Tensor:

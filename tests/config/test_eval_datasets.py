@@ -62,6 +62,7 @@ def test_an_eval_set_that_is_switched_off_is_not_opened(judged: Project) -> None
         ({"checkpoint_step_interval": 70}, 70),
         ({"eval_epoch_interval": 0.5}, 0),
         ({"eval_epoch_interval": 0.5, "eval_steps_interval": 20}, 20),
+        ({"eval_epoch_interval": 0}, 500),
     ],
 )
 def test_the_loss_is_told_as_often_as_is_saved_unless_an_interval_is_set(

@@ -111,10 +111,18 @@ def test_after_a_resume_the_figures_and_the_bases_are_the_same(tmp_path: Path, m
     assert after[1].figures["eval_loss_base"] == before.figures["eval_loss_base"] != after[1].figures["eval_loss"]
 
 
-def test_full_tuning_without_the_bases_figures_for_this_question_says_so_and_goes_on(tmp_path: Path) -> None:
+class Heavier(JudgedFamily):
+    def weight(self, t_B: torch.Tensor) -> torch.Tensor:
+        return 2 * super().weight(t_B)
+
+
+@pytest.mark.parametrize(("count", "family"), [(4, JudgedFamily), (5, Heavier)])
+def test_full_tuning_without_the_bases_figures_for_this_question_says_so_and_goes_on(
+    tmp_path: Path, count: int, family: type[JudgedFamily]
+) -> None:
     options = {"model_type": "full", "checkpoint_step_interval": 2}
     fitted(tmp_path, [Pictures()], steps=2, options=options)
-    after, told, _ = fitted(tmp_path, [Pictures(count=4)], steps=3, options=options)
+    after, told, _ = fitted(tmp_path, [Pictures(count=count)], steps=3, options=options, family=family())
     assert [list(one.figures) for one in after] == [["eval_loss"], ["eval_loss"]]
     assert sum("without the base's" in notice.text for notice in told.of(Notice)) == 1
 

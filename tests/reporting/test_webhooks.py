@@ -108,6 +108,7 @@ def test_every_event_is_as_the_schema_says_and_pictures_are_base64_png(server: S
     by_type = {content["type"]: content for content in sent}
     assert base64.b64decode(by_type["preview"]["png"]) == png(5)
     assert [one["nickname"] for one in by_type["gallery"]["pictures"]] == ["cat", "dog"]
+    assert {one["weights"] for one in (by_type["preview"], *by_type["gallery"]["pictures"])} == {"trained"}
     assert base64.b64decode(by_type["gallery"]["pictures"][0]["png"]) == (tmp_path / "cat.png").read_bytes()
     assert (by_type["step"]["grad_norm"], by_type["step"]["figures"]) == (None, {"a": None})
 
@@ -219,7 +220,7 @@ def discord_content(request: Request) -> dict[str, Any]:
 def test_discord_is_sent_pictures_as_files_beside_their_names(server: Server, tmp_path: Path) -> None:
     with told(server, "discord", prefix="box: ") as webhook:
         webhook(painted(tmp_path, "cat"))
-        webhook(painted(tmp_path, 'odd "名前'))
+        webhook(replace(painted(tmp_path, 'odd "名前'), weights="base"))
         webhook(preview(5))
         webhook(RunFinished(100))
     gallery = next(request for request in server.received if "Gallery" in discord_content(request)["content"])
@@ -227,7 +228,7 @@ def test_discord_is_sent_pictures_as_files_beside_their_names(server: Server, tm
     assert gallery.path.endswith("?wait=true")
     assert note.get_content_type() == "application/json"
     assert discord_content(gallery) == {
-        "content": 'box: **Gallery at step 100**\ncat: a cat\nodd "名前: a odd "名前',
+        "content": 'box: **Gallery at step 100**\ncat: a cat\nodd "名前 (base model): a odd "名前',
         "allowed_mentions": {"parse": []},
     }
     assert first.get_param("name", header="content-disposition") == "files[0]"
