@@ -5,6 +5,7 @@ What is the same for all stands here: which figures an event holds, and a pictur
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -12,10 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from simpletuner.config.run import Run
 from simpletuner.events import Measured, Painted, Sink, Stepped, Tell
 
-__all__ = ["LOGS", "figures", "open_trackers", "tag"]
+__all__ = ["LOGS", "figures", "is_there", "open_trackers", "tag"]
+
+log = logging.getLogger("simpletuner")
 
 LOGS = "logs"
 """Folder of the trackers' files, in the run's."""
@@ -41,9 +46,14 @@ def open_trackers(run: Run, config: Mapping[str, Any], tell: Tell) -> Iterator[l
 
 
 def figures(event: Stepped | Measured) -> dict[str, float]:
-    """What an event holds to be drawn over steps, by the names of `metrics.jsonl`."""
+    """What an event holds to be drawn over steps, by the names of `metrics.jsonl`.
+
+    Each point of a curve is a figure of its own, "eval_loss/at_0.1": TensorBoard draws over steps only, and before wandb takes
+    a table it asks its server and waits for the answer, for 20 s where none comes (wandb 0.31).
+    """
     if isinstance(event, Measured):
-        return event.figures
+        points = {f"{name}/at_{x:g}": y for name, curve in event.curves.items() for x, y in curve}
+        return {**event.figures, **points}
     own = {
         "loss": event.loss,
         "learning_rate": event.learning_rate,
@@ -61,3 +71,13 @@ def tag(event: Painted) -> str:
     """
     name = re.sub(r"^step_\d+_", "", event.path.stem)
     return f"{event.path.parent.name}/{name}"
+
+
+def is_there(event: Painted) -> bool:
+    """Whether the picture can be read. One that is gone is left out, with a line: no reason to switch a tracker off."""
+    try:
+        with Image.open(event.path):
+            return True
+    except OSError as error:
+        log.warning("A picture is left out of the tracker: %s", error)
+        return False
