@@ -23,6 +23,7 @@ LAYERS = [
     {"preflight"},
     {"text_cache"},
     {"lending"},
+    {"publishing"},
     {"app"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

@@ -11,6 +11,7 @@ from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.e2e.conftest import Workspace
+from tests.reporting.conftest import Server
 from tests.reporting.hub_stand_in import TOKEN, StandInHub
 
 SECRETS = {
@@ -89,10 +90,16 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
     assert not leaks
 
 
-def test_a_hub_that_refuses_stops_the_run_before_any_work(workspace: Workspace) -> None:
-    workspace.config |= {"push_to_hub": True, "hub_model_id": "somebody/else"}
+def test_a_hub_that_refuses_stops_the_run_before_any_work_and_webhooks_hear_of_it(workspace: Workspace, server: Server) -> None:
+    workspace.config |= {
+        "push_to_hub": True,
+        "hub_model_id": "somebody/else",
+        "webhook_config": {"callback_url": server.url, "auth_token": "t0ken-of-mine"},
+    }
     with StandInHub() as hub:
         workspace.environment = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
         said = workspace.run("train", expect=2)
     assert "does not let push_to_hub make or use the repository `somebody/else`" in said
+    assert server.received[-1].json["type"] == "run_failed"
+    assert server.received[-1].json["what"] in said
     assert not Path(workspace.folder / "output" / "cache").exists()

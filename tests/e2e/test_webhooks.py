@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.e2e.conftest import Workspace
 from tests.reporting.conftest import Server
 
 TOKEN = "t0ken-of-mine"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    started = Server()
-    yield started
-    started.stop()
 
 
 def leaks(folder: Path, said: str, *secrets: str) -> list[str]:
