@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
 from simpletuner.config.run import Run
 from simpletuner.events import Measured, Painted, Sink, Stepped, Tell
+from simpletuner.reporting.measured import tenth, tenth_name
 
 __all__ = ["LOGS", "figures", "is_there", "open_trackers", "tag"]
 
@@ -48,12 +50,11 @@ def open_trackers(run: Run, config: Mapping[str, Any], tell: Tell) -> Iterator[l
 def figures(event: Stepped | Measured) -> dict[str, float]:
     """What an event holds to be drawn over steps, by the names of `metrics.jsonl`.
 
-    Each point of a curve is a figure of its own, "eval_loss/at_0.1": TensorBoard draws over steps only, and before wandb takes
-    a table it asks its server and waits for the answer, for 20 s where none comes (wandb 0.31).
+    Of a curve over time, the mean in each tenth of it is a figure of its own, "eval_loss_by_time/0.5-0.6": TensorBoard draws
+    over steps only, and before wandb takes a table it asks its server and waits for an answer, 20 s if none comes (wandb 0.31).
     """
     if isinstance(event, Measured):
-        points = {f"{name}/at_{x:g}": y for name, curve in event.curves.items() for x, y in curve}
-        return {**event.figures, **points}
+        return {**event.figures, **_by_tenth(event.curves)}
     own = {
         "loss": event.loss,
         "learning_rate": event.learning_rate,
@@ -62,6 +63,14 @@ def figures(event: Stepped | Measured) -> dict[str, float]:
         "samples_per_s": event.samples_per_s,
     }
     return {**own, **event.extra}
+
+
+def _by_tenth(curves: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
+    losses: dict[str, list[float]] = {}
+    for name, points in curves.items():
+        for t, loss in points:
+            losses.setdefault(f"{name}_by_time/{tenth_name(tenth(t))}", []).append(loss)
+    return {name: fmean(values) for name, values in losses.items()}
 
 
 def tag(event: Painted) -> str:

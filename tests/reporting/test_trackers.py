@@ -42,7 +42,7 @@ def painted(folder: Path, step: int, nickname: str = "你好") -> Painted:
 def training(folder: Path, steps: range) -> list[Event]:
     """What a run tells, up to the last of these steps."""
     last = steps[-1]
-    measured = Measured("eval", last, {"eval_loss": 0.25}, {"eval_loss": [(0.1, 0.75), (0.9, 0.5)]})
+    measured = Measured("eval", last, {"eval_loss": 0.25}, {"eval_loss": [(0.25, 1.0), (0.29, 0.5), (1.0, 0.5)]})
     taken: list[Event] = [stepped(step, 1 / step, **{"loss/t_0.1": 2.0 * step}) for step in steps]
     return [RunStarted(steps[0] - 1, 100), *taken, measured, painted(folder, last), RunFinished(last)]
 
@@ -89,7 +89,8 @@ def test_tensorboard_reads_back_figures_curves_pictures_and_the_config(tmp_path:
     assert [(one.step, one.value) for one in found.Scalars("loss/t_0.1")] == [(1, 2.0), (2, 4.0), (3, 6.0)]
     assert found.Scalars("loss")[1].value == pytest.approx(0.5)
     assert {"learning_rate", "grad_norm", "epoch", "samples_per_s"} <= set(found.Tags()["scalars"])
-    assert [found.Scalars(name)[0].value for name in ("eval_loss", "eval_loss/at_0.1", "eval_loss/at_0.9")] == [0.25, 0.75, 0.5]
+    names = ("eval_loss", "eval_loss_by_time/0.2-0.3", "eval_loss_by_time/0.9-1.0")
+    assert [found.Scalars(name)[0].value for name in names] == [0.25, 0.75, 0.5]
     (picture,) = found.Images("validation/你好_1_64x32")
     assert (picture.step, picture.width, picture.height) == (3, 64, 32)
     assert picture.encoded_image_string == (tmp_path / "validation" / "step_3_你好_1_64x32.png").read_bytes()
@@ -215,7 +216,8 @@ def test_without_a_login_wandb_keeps_the_run_offline_and_a_resumed_one_goes_on_i
     assert picture["validation/你好_1_64x32/caption"] == "你好: a cat"
     assert (files[0].parent / "files" / picture["validation/你好_1_64x32/path"]).is_file()
     assert [row["eval_loss"] for row in rows if "eval_loss" in row] == [0.25]
-    assert [(row["eval_loss/at_0.1"], row["eval_loss/at_0.9"]) for row in rows if "eval_loss" in row] == [(0.75, 0.5)]
+    by_time = [(row["eval_loss_by_time/0.2-0.3"], row["eval_loss_by_time/0.9-1.0"]) for row in rows if "eval_loss" in row]
+    assert by_time == [(0.75, 0.5)]
 
 
 def test_wandb_out_of_reach_or_turned_off_is_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
