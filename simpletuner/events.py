@@ -171,4 +171,5 @@ class Bus:
                 sink(event)
             except Exception as error:  # noqa: BLE001  # a watcher can never hurt a run
                 self._sinks.remove(sink)
-                log.warning("%s failed and is switched off for this run: %s", sink, error)
+                why = str(error) or type(error).__name__
+                log.warning("%s failed and is switched off for this run: %s", sink, why)

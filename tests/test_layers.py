@@ -23,7 +23,7 @@ LAYERS = [
     {"preflight"},
     {"disk", "estimates", "text_cache"},
     {"lending"},
-    {"checkup", "cache_tools"},
+    {"publishing", "checkup", "cache_tools"},
     {"app", "checkup_text", "checkup_page"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]

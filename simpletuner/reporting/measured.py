@@ -8,8 +8,10 @@ from typing import Any
 
 from simpletuner.events import Measured
 
-__all__ = ["measured_line", "measured_row"]
+__all__ = ["TENTHS", "measured_line", "measured_row", "tenth", "tenth_name"]
 
+TENTHS = 10
+"""Equal parts of time, t from 0 to 1, whose losses are told apart."""
 BESIDE = {"eval_loss_ema": "average", "eval_loss_base": "base"}
 """Figures that stand in brackets behind the trained weights' own, with their words."""
 PAINTERS = {"clip_score/ema": " of the average", "clip_score/base": " of the base"}
@@ -42,3 +44,13 @@ def measured_row(event: Measured) -> dict[str, Any]:
         "curves": {name: [list(pair) for pair in curve] for name, curve in event.curves.items()},
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def tenth(t: float) -> int:
+    """Of the parts that time is cut into; pure noise belongs to the last."""
+    return min(int(t * TENTHS), TENTHS - 1)
+
+
+def tenth_name(nth: int) -> str:
+    """ "0.0-0.1" """
+    return f"{nth / TENTHS:.1f}-{(nth + 1) / TENTHS:.1f}"

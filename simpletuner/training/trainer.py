@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
-from simpletuner.config.secrets import hidden
+from simpletuner.config.secrets import hidden, masked_words
 from simpletuner.config.webhooks import written_secrets
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
@@ -236,7 +236,7 @@ class Trainer:
 
     def _interrupted(self, asked: Asked) -> Interrupted:
         arguments = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]
-        command = shlex.join(["simpletuner", *arguments])
+        command = shlex.join(["simpletuner", *masked_words(arguments)])
         return Interrupted(
             asked.signal_number,
             f"Stopped at step {self.state.step} of {self.steps}; it is saved in {self.run.checkpointing.output_dir}.",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -15,14 +13,6 @@ from tests.e2e.conftest import Workspace
 from tests.reporting.conftest import Server
 
 TOKEN = "t0ken-of-mine"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    started = Server()
-    yield started
-    started.stop()
 
 
 def leaks(folder: Path, said: str, *secrets: str) -> list[str]:

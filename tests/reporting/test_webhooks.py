@@ -34,6 +34,7 @@ from simpletuner.events import (
     Saved,
     Stepped,
 )
+from simpletuner.reporting import waiting
 from simpletuner.reporting.outbox import Patience
 from simpletuner.reporting.webhooks import Webhook, webhooks
 from tests.reporting.conftest import Does, Request, Server
@@ -293,7 +294,9 @@ def test_figures_that_discord_has_no_time_for_are_overtaken_by_newer_ones(server
     ]
 
 
-def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> None:
+def test_a_run_s_endpoints_are_each_told_and_share_one_wait_of_which_the_user_hears(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Server()
     other.always = Does(hangs=True)
     config = [{"callback_url": server.url}, *[{"webhook_url": f"{other.url}{n}"} for n in range(3)]]
@@ -304,10 +307,13 @@ def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> N
         eval_datasets=(),
         text_embeds=TextEmbedsDataset(),
     )
+    monkeypatch.setattr(waiting, "MOMENT_S", 0.2)
+    waits: list[Event] = []
     began_s = time.monotonic()
-    with webhooks(run, replace(QUICK, answer_s=10, closing_s=0.5)) as sinks:
+    with webhooks(run, waits.append, replace(QUICK, answer_s=10, closing_s=1.0)) as sinks:
         for sink in sinks:
             sink(Notice("hello"))
-    assert time.monotonic() - began_s < 1.4
+    assert time.monotonic() - began_s < 1.9
+    assert waits == [Notice("Waiting for webhooks to take what is left, at most 1 s. Ctrl-C ends that.")]
     assert server.received[0].json["run"] == "cats"
     other.stop()
