@@ -25,7 +25,8 @@ class EvalLoss(Section):
     """Times at which each picture is judged: a fixed grid, spread as densely as training draws them."""
 
     num_eval_images: int | None = option(None, ge=1, when=ON)
-    """Pictures of each set that are judged, always the same. Unset: all. Each passes the denoiser once for every time."""
+    """Pictures of each set that are judged, always the same: `max_num_samples` of every eval set. Unset: all. Each passes the
+    denoiser once for every time."""
 
     eval_dataset_pooling: bool = option(False, when=ON)
     """Tell one figure for all sets, the mean over their pictures. Off: the figure of each set beside it, where there are
