@@ -26,6 +26,8 @@ class Writing:
     size_bytes: int
     is_first: bool = True
     """Whether it is written before or at the first checkpoint; what comes later can still be made room for."""
+    is_there: bool = False
+    """Whether it lies there already, and takes no more room."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def rooms(writings: Iterable[Writing]) -> list[Room]:
     """The disks that are written to, with the room on them."""
     found: dict[int, Room] = {}
     for writing in writings:
+        if writing.is_there:
+            continue
         folder = nearest_folder(Path(writing.folder))
         disk = folder.stat().st_dev
         room = found.get(disk) or Room(writing.folder, 0, 0, shutil.disk_usage(folder).free)
