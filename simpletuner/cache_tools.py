@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,11 +312,3 @@ def recipe_in(folder: Path) -> dict[str, Any] | None:
         return None
     is_whole = isinstance(told, dict) and isinstance(told.get("facts"), dict)
     return told if is_whole and Recipe(str(told.get("name")), told["facts"]).digest == folder.name else None
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(_size_of(place.rglob("*")) for place in recipe_folders(folder))
-
-
-def _size_of(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())

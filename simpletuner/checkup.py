@@ -100,19 +100,20 @@ def inspect(run: Run, tell: Tell) -> tuple[Report, list[ImageSet]]:
     family = load_family(run)
     problems = [*folder_problems(run), *torchvision_problems()]
     is_blocked = any(unwritable(option, folder) for option, folder in set_folders(run).items())  # no set opens without its own
+    is_closed = unwritable("output_dir", run.checkpointing.output_dir) is not None
     latent = tried(lambda: family.latent, problems)
     if latent is None:
         raise ManyProblems(problems)
     missing = tried(lambda: _missing_parts(run, family), problems)
     shots = tried(lambda: shots_of(run, family, tell), problems)
-    checkpoint = tried(lambda: [find_checkpoint(run, tell)], problems)
+    resumes_at = 0 if is_closed else tried(lambda: _resumed_at(run, tell), problems)
     sets = None if is_blocked else tried(lambda: open_sets(run, latent, Alone(), tell), problems)
     if sets is None:
         raise ManyProblems(problems)
     trained, judged = by_use(sets)
     stream = plan_of(run, trained)
     length = tried(lambda: length_of(run, stream, ranks=1), problems)
-    if missing is None or shots is None or checkpoint is None or length is None:
+    if missing is None or shots is None or resumes_at is None or length is None:
         raise ManyProblems(problems)
     tables = {images.entry.id: bucket_table(plan) for images, plan in zip(trained, stream.sets, strict=True)}
     prompts = wanted_prompts(sets, shots)
@@ -135,7 +136,7 @@ def inspect(run: Run, tell: Tell) -> tuple[Report, list[ImageSet]]:
         writings=writings,
         downloads=missing,
         endpoint=endpoint(),
-        resumes_at=checkpoint[0].step if checkpoint[0] is not None else 0,
+        resumes_at=resumes_at,
         warnings=[*length.warnings, *memory_warnings(run, memory), *cache_warnings(caches), *room_warnings(disks)],
         problems=[*problems, *room_problems(disks, caches)],
     )
@@ -165,6 +166,11 @@ def endpoint() -> str:
     from huggingface_hub.constants import ENDPOINT
 
     return ENDPOINT
+
+
+def _resumed_at(run: Run, tell: Tell) -> int:
+    checkpoint = find_checkpoint(run, tell)
+    return 0 if checkpoint is None else checkpoint.step
 
 
 def _workload(run: Run, sets: Sequence[ImageSet], prompts: int, held_bytes: int) -> Workload:

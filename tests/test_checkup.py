@@ -208,3 +208,10 @@ def test_json_has_its_problems_whatever_is_wrong(capsys: pytest.CaptureFixture[s
     assert (document["version"], document["is_complete"]) == (1, False)
     assert any("no_such_key" in problem["what"] and problem["mend"] for problem in document["problems"])
     assert "no_such_key" in said
+
+
+def test_an_output_folder_that_cannot_be_used_hides_nothing_else(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("no folder")
+    report, _ = inspect(run, silent)
+    assert [problem.option for problem in report.problems] == ["output_dir"]
+    assert (report.exit_code, report.ledgers["cats"]["used"]) == (2, 3)
