@@ -121,7 +121,7 @@ def inspect(run: Run, tell: Tell) -> tuple[Report, list[ImageSet]]:
     caches = [
         *picture_stocks(run, family, sets, is_here=is_here), *text_stocks(run, family, prompts, is_here=is_here)
     ]  # fmt: skip
-    memory = memory_of(run, _workload(run, sets, len(prompts), held_in_memory(caches)))
+    memory = memory_of(run, _workload(run, sets, shots, len(prompts), held_in_memory(caches)))
     writings = _writings(run, sets, caches, missing, memory, shots, length.steps)
     disks = rooms(writings)
     report = Report(
@@ -165,7 +165,7 @@ def endpoint() -> str:
     """Where downloads and uploads go: `HF_ENDPOINT`, or the hub."""
     from huggingface_hub.constants import ENDPOINT
 
-    return ENDPOINT
+    return re.sub(r"//[^/@]*@", "//***@", ENDPOINT)  # a mirror's may hold a password
 
 
 def _resumed_at(run: Run, tell: Tell) -> int:
@@ -173,11 +173,13 @@ def _resumed_at(run: Run, tell: Tell) -> int:
     return 0 if checkpoint is None else checkpoint.step
 
 
-def _workload(run: Run, sets: Sequence[ImageSet], prompts: int, held_bytes: int) -> Workload:
+def _workload(run: Run, sets: Sequence[ImageSet], shots: Sequence[Shot], prompts: int, held_bytes: int) -> Workload:
     trained, judged = by_use(sets)
+    answered = [_largest(images, images.entry.train_batch_size or run.training.train_batch_size) for images in judged]
+    answered += [Largest((shot.width_px, shot.height_px), 2) for shot in shots]  # a picture, and what is led away from
     return Workload(
         trained=[_largest(images, images.entry.train_batch_size or run.training.train_batch_size) for images in trained],
-        judged=[_largest(images, images.entry.train_batch_size or run.training.train_batch_size) for images in judged],
+        answered=answered,
         encoded=[_largest(images, images.entry.vae_batch_size) for images in sets],
         prompts=prompts,
         is_live=any(filled_of(images.entry) != "before" for images in sets),

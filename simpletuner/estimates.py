@@ -53,8 +53,8 @@ class Workload:
 
     trained: Sequence[Largest]
     """What a step holds, of each set at its largest."""
-    judged: Sequence[Largest] = ()
-    """What is judged at once of each set for the eval loss."""
+    answered: Sequence[Largest] = ()
+    """What the denoiser answers at once between two steps, without gradients: for the eval loss, and for the gallery."""
     encoded: Sequence[Largest] = ()
     """What is encoded at once of each set's pictures."""
     prompts: int = 1
@@ -135,7 +135,7 @@ def memory_of(run: Run, work: Workload) -> Memory:
     memory = run.memory.model_copy(update={"gradient_checkpointing": not run.memory.gradient_checkpointing})
     other = replace(run, memory=memory)
     training, otherwise = (
-        beside(each, training_stage(each, load_family(each), work.trained, work.judged), staying) for each in (run, other)
+        beside(each, training_stage(each, load_family(each), work.trained, work.answered), staying) for each in (run, other)
     )
     training, otherwise = (replace(each, ram_bytes=each.ram_bytes + work.held_bytes) for each in (training, otherwise))
     names = tuple(stage.name for stage in staying)
@@ -193,8 +193,8 @@ def item_bytes(encoder: PictureEncoder) -> int:
         return encoder.rehearse(network, torch.zeros(1, 3, 1, 1)).nbytes
 
 
-def training_stage(run: Run, family: ModelFamily, trained: Sequence[Largest], judged: Sequence[Largest] = ()) -> Stage:
-    """A step of training in the steady state, or what is judged between two steps if that takes more.
+def training_stage(run: Run, family: ModelFamily, trained: Sequence[Largest], answered: Sequence[Largest] = ()) -> Stage:
+    """A step of training in the steady state, or what is asked of it between two steps if that takes more.
 
     Where autocast computes, its copies of the weights are counted beside.
     """
@@ -215,10 +215,10 @@ def training_stage(run: Run, family: ModelFamily, trained: Sequence[Largest], ju
             frozen = stored_bytes(denoiser.buffers())
         inputs = _inputs(family, heaviest(trained))
         work = peak_of(lambda: _step(family, denoiser, inputs, parameters, twice=_keeps_gradients(run)), is_trained=True)
-        if judged:
-            inputs = _inputs(family, heaviest(judged))
+        if answered:
+            inputs = _inputs(family, heaviest(answered))
             kept = 0 if run.memory.set_grads_to_none else stored_bytes(parameters)
-            work = max(work, kept + peak_of(lambda: _judged(family, denoiser, inputs)))
+            work = max(work, kept + peak_of(lambda: _answered(family, denoiser, inputs)))
     numbers = sum(parameter.numel() for parameter in parameters)
     trained_bytes = numbers * getattr(torch, dtypes.trained).itemsize
     if dtypes.autocast is not None:
@@ -286,8 +286,8 @@ def _step(
     (answer_BCHW.float() - target_BCHW).square().mean().backward()
 
 
-def _judged(family: ModelFamily, denoiser: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """A batch of the eval loss: nothing is kept for a backward pass."""
+def _answered(family: ModelFamily, denoiser: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A batch of the eval loss, or a step of the gallery's sampler: nothing is kept for a backward pass."""
     x_BCHW, t_B, cond = inputs
     noise_BCHW, noisy_BCHW = x_BCHW + 0, x_BCHW + 0
     answer_BCHW = family.predict(denoiser, noisy_BCHW, t_B, cond)

@@ -215,3 +215,16 @@ def test_an_output_folder_that_cannot_be_used_hides_nothing_else(run: Run, tmp_p
     report, _ = inspect(run, silent)
     assert [problem.option for problem in report.problems] == ["output_dir"]
     assert (report.exit_code, report.ledgers["cats"]["used"]) == (2, 3)
+
+
+def test_a_password_in_the_hubs_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://me:secret@mirror.example/hub")
+    assert checkup.endpoint() == "https://***@mirror.example/hub"
+
+
+def test_a_picture_of_the_gallery_larger_than_those_trained_on_counts(run: Run) -> None:
+    small = inspect(run, silent)[0].memory.training.work_bytes
+    painted = run.validation.model_copy(
+        update={"validation_prompt": "a cat", "validation_resolution": "2048x2048", "validation_step_interval": 1}
+    )
+    assert inspect(replace(run, validation=painted), silent)[0].memory.training.work_bytes > 2 * small
