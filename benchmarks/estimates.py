@@ -15,7 +15,7 @@ from typing import Any
 from common import Figure, arguments, made_run, scratch, tell
 
 from simpletuner.config.run import Dtypes, Hardware
-from simpletuner.estimates import GIB, Largest, Memory, memory_of
+from simpletuner.estimates import GIB, Largest, Memory, Workload, memory_of
 
 SD3 = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
@@ -117,7 +117,7 @@ def estimated(model: Path, family: str, folder: Path) -> Memory:
     dtypes = Dtypes(base="bfloat16", trained="bfloat16", autocast=None, text="bfloat16", latents="float16")
     run = replace(run, dtypes=dtypes, hardware=Hardware("cuda", has_bf16=True))
     square = Largest((1024, 1024), 1)
-    return memory_of(run, trained=square, encoded=[square], prompts=8)
+    return memory_of(run, Workload([square], encoded=[square], prompts=8))
 
 
 def main() -> None:

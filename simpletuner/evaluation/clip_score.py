@@ -20,7 +20,7 @@ from simpletuner.families.repository import Component, Repository
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ClipScore", "figures_of", "verify_judge"]
+__all__ = ["ClipScore", "figures_of", "judge_needs", "verify_judge"]
 
 OPTION = "pretrained_evaluation_model_name_or_path"
 NEEDED = (("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.json"))
@@ -72,6 +72,13 @@ def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
     repository = _repository(run.scores.pretrained_evaluation_model_name_or_path)
     if repository.is_local or may_fetch:
         _component(repository).verify()
+
+
+def judge_needs(run: Run) -> list[tuple[Repository, str]]:
+    """The repository that a run's judge is read from, wholly (""), as a family tells its own; none if nothing is scored."""
+    if run.scores.evaluation_type != "clip":
+        return []
+    return [(Repository(run.scores.pretrained_evaluation_model_name_or_path, option=OPTION), "")]
 
 
 def _repository(name: str) -> Repository:

@@ -100,14 +100,20 @@ class Urls:
     def _there(self) -> dict[str, Stamp]:
         """What has been downloaded, by its name in the folder."""
         there = {}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for part in self._folder.iterdir():
-            if part.is_dir():
-                remove_leftovers(part)
-                with os.scandir(part) as entries:
-                    for entry in entries:
-                        facts = entry.stat()
-                        there[f"{part.name}/{entry.name}"] = Stamp(facts.st_size, facts.st_mtime_ns)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for part in self._folder.iterdir():
+                if part.is_dir():
+                    remove_leftovers(part)
+                    with os.scandir(part) as entries:
+                        for entry in entries:
+                            facts = entry.stat()
+                            there[f"{part.name}/{entry.name}"] = Stamp(facts.st_size, facts.st_mtime_ns)
+        except OSError as error:
+            raise DataError(
+                f"Dataset `{self._dataset}`: {self._folder}, where its pictures are downloaded to, cannot be used: {error}.",
+                mend="make it a folder of yours, or set csv_cache_dir to another.",
+            ) from error
         return there
 
     def _loaded(self, url: str) -> Stamp | Dead:

@@ -244,3 +244,13 @@ def test_a_list_that_is_no_use_is_one_clear_error(urls):
     assert "cannot be read" in urls.refused(caption_strategy="filename")
     urls.write("gone.png,x")
     assert "the server answers 404" in urls.refused()
+
+
+def test_a_folder_for_downloads_that_cannot_be_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "urls.csv").write_text("url\nhttp://127.0.0.1:9/cat.png\n")
+    entry = ImageDataset(
+        id="web", type="csv", csv_file=str(tmp_path / "urls.csv"), csv_cache_dir=str(tmp_path / "file" / "web")
+    )
+    with pytest.raises(DataError, match="where its pictures are downloaded to, cannot be used"):
+        Urls(entry).listing(lambda event: None)
