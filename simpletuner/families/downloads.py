@@ -14,6 +14,10 @@ __all__ = ["Download", "downloads", "sizes_on_hub"]
 HUB_TIMEOUT_S = 5.0
 
 
+WITHOUT_WEIGHTS = {"tokenizer": "tokenizer_config.json", "feature_extractor": "preprocessor_config.json"}
+"""Components that are settings alone -> the file that tells them."""
+
+
 @dataclass(frozen=True)
 class Download:
     """One part of a model that a run will fetch."""
@@ -57,8 +61,9 @@ def downloads(
 def _is_here(repository: Repository, part: str) -> bool:
     if repository.is_local or part.endswith(".safetensors"):
         return repository.is_local or repository.here(part) is not None
-    if part.startswith("tokenizer"):
-        return repository.here(f"{part}/tokenizer_config.json") is not None
+    for kind, file in WITHOUT_WEIGHTS.items():
+        if part.startswith(kind):
+            return repository.here(f"{part}/{file}") is not None
     config = repository.here(f"{part}/config.json" if part else "config.json")
     if config is None:
         return False

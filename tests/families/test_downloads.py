@@ -79,3 +79,12 @@ def test_a_model_that_is_no_pipeline_lies_at_the_top_of_its_repository(tmp_path:
     assert downloads([(repository, "")], ask=lambda _: sizes) == [Download("someone/model", "", 3 * MB + 2)]
     write(tmp_path, "config.json", "model.safetensors")
     assert downloads([(repository, "")]) == []
+
+
+def test_components_without_weights_are_here_with_their_settings(tmp_path: Path) -> None:
+    repository: Any = Cached(tmp_path)
+    parts = [(repository, "tokenizer_2"), (repository, "feature_extractor")]
+    assert len(downloads(parts, ask=lambda _: None)) == 2
+    write(tmp_path / "tokenizer_2", "tokenizer_config.json")
+    write(tmp_path / "feature_extractor", "preprocessor_config.json")
+    assert downloads(parts, ask=lambda _: None) == []
