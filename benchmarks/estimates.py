@@ -15,7 +15,7 @@ from typing import Any
 from common import Figure, arguments, made_run, scratch, tell
 
 from simpletuner.config.run import Dtypes, Hardware
-from simpletuner.estimates import GIB, Largest, Memory, memory_of
+from simpletuner.estimates import GIB, Largest, Memory, Workload, memory_of
 
 SD3 = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
@@ -97,8 +97,8 @@ COUNTED = {
     "SD3.5-medium": (7.06, 0.66), "SD3.5-large": (13.4, 1.12), "Sana 0.6B": (2.40, 0.15), "Sana 1.6B": (3.33, 0.26),
     "Sana 4.8B": (12.5, 0.47), "Stage C lite": (1.17, 0.19), "Stage C": (3.15, 0.47),
 }  # fmt: skip
-"""GiB of saved activations for a sample without and with recomputation, counted apart from this code by saved-tensor hooks,
-which see no gradients and nothing that is freed at once."""
+"""GiB of saved activations for a sample without and with recomputation, counted apart from this code by saved-tensor
+hooks, which see no gradients and nothing that is freed at once."""
 
 
 def written(folder: Path, family: str, denoiser: dict[str, Any]) -> Path:
@@ -117,7 +117,7 @@ def estimated(model: Path, family: str, folder: Path) -> Memory:
     dtypes = Dtypes(base="bfloat16", trained="bfloat16", autocast=None, text="bfloat16", latents="float16")
     run = replace(run, dtypes=dtypes, hardware=Hardware("cuda", has_bf16=True))
     square = Largest((1024, 1024), 1)
-    return memory_of(run, trained=square, encoded=[square], prompts=8)
+    return memory_of(run, Workload([square], encoded=[square], prompts=8))
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -25,18 +24,17 @@ from simpletuner.evaluation.clip_score import verify_judge
 from simpletuner.evaluation.eval_loss import Judge
 from simpletuner.evaluation.gallery import Gallery, is_complete
 from simpletuner.evaluation.page import PAGE
-from simpletuner.events import Bus, Event, Notice, ResultReady, Tell
+from simpletuner.events import Bus, Event, Notice, Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.lending import FaultReport, lent_image_prompts, lent_latents, lent_prompts
 from simpletuner.networks.libraries import import_model_libraries
-from simpletuner.preflight import Length, by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
-from simpletuner.reporting.card_facts import dataset_facts, instance_prompt, kind_of, local_paths, result_files, told_settings
+from simpletuner.preflight import by_use, length_of, open_sets, plan_of, shots_of, steps_per_epoch
+from simpletuner.publishing import publish, some_prompt
 from simpletuner.reporting.console import Console, duration
 from simpletuner.reporting.failure import telling_failures
 from simpletuner.reporting.hub import HubUploads
 from simpletuner.reporting.metrics import MetricsFile
-from simpletuner.reporting.model_card import CARD, ModelFacts, card, newest_pictures
 from simpletuner.reporting.trackers import open_trackers
 from simpletuner.reporting.webhooks import webhooks
 from simpletuner.training.checkpoints import EMA, RESULTS, Checkpoints, find_checkpoint, has_result, restore
@@ -61,11 +59,11 @@ def train(run: Run) -> Path:
     with (
         Engine(run) as engine,
         locked(folder, engine, early.append),
-        signed_in(run, engine) as uploads,
-        reporting(run, engine, config, uploads) as tell,
+        reporting(run, engine, config) as (tell, uploads),
     ):
         for event in (*map(Notice, (*run.notices, *engine.notices)), *early):
             tell(event)
+        together(engine, lambda: uploads.sign_in() if uploads else None)
         shots = shots_of(run, family, tell)
         sets = open_sets(run, family.latent, engine, tell)
         for images in sets:
@@ -79,7 +77,8 @@ def train(run: Run) -> Path:
         is_trained = checkpoint is not None and checkpoint.step >= length.steps
         if checkpoint is not None and is_trained and has_result(run) and is_complete(run, shots, checkpoint.step):
             tell(Notice(f"Finished, step {checkpoint.step} of {length.steps}: nothing is left to do in {folder}."))
-            tell(ResultReady(files_for_others(run, checkpoint.step)))  # an upload that failed is tried again
+            # An upload or a card that failed is tried again.
+            publish(run, engine, family, trained, shots, config, length, uploads, tell, step=checkpoint.step, is_new=False)
             return folder
 
         masks = [fill_masks(images, family.latent, ranks=engine, tell=tell) for images in sets]
@@ -113,9 +112,7 @@ def train(run: Run) -> Path:
             trainer.fit()
         seconds = time.monotonic() - began_s
         tell(Notice(closing_words(run, family, trained, shots, steps=trainer.state.step, seconds=seconds)))
-        if engine.rank == 0:
-            write_model_card(run, family, trained, shots, config, length, uploads)
-        tell(ResultReady(files_for_others(run, length.steps)))
+        publish(run, engine, family, trained, shots, config, length, uploads, tell, step=length.steps, is_new=True)
     return folder
 
 
@@ -135,88 +132,23 @@ def closing_words(
 
 
 @contextmanager
-def reporting(run: Run, engine: Engine, config: Mapping[str, Any], uploads: HubUploads | None) -> Iterator[Tell]:
-    """The watchers of rank 0; the other ranks tell nobody."""
+def reporting(run: Run, engine: Engine, config: Mapping[str, Any]) -> Iterator[tuple[Tell, HubUploads | None]]:
+    """The watchers of rank 0, and the uploads among them if there are to be any; the other ranks tell nobody."""
     if engine.rank != 0:
-        yield _nobody
+        yield _nobody, None
         return
     metrics = MetricsFile(Path(run.checkpointing.output_dir) / "metrics.jsonl")
+    uploads = HubUploads(run.hub) if run.hub.push_to_hub else None
     with (
         closing(metrics),
         Console(run.reporting.log_level) as console,
         open_trackers(run, config, console) as trackers,
-        uploads.telling(console) if uploads else nullcontext() as hub,
-        webhooks(run) as hooks,
-        telling_failures(Bus([console, metrics, *trackers, *([hub] if hub else []), *hooks]), secrets_of(run)) as tell,
+        uploads.telling(console) if uploads else nullcontext(),
+        webhooks(run, console) as hooks,
+        # Trackers come last: at the end they wait for their servers, and others are not to hear of it that much later.
+        telling_failures(Bus([console, metrics, *hooks, *filter(None, [uploads]), *trackers]), secrets_of(run)) as tell,
     ):
-        yield tell
-
-
-@contextmanager
-def signed_in(run: Run, engine: Engine) -> Iterator[HubUploads | None]:
-    """The uploads of rank 0, if there are to be any. Raises UserError where the hub refuses them."""
-    uploads = HubUploads(run.hub) if run.hub.push_to_hub and engine.rank == 0 else None
-    together(engine, lambda: uploads.sign_in() if uploads else None)
-    yield uploads
-
-
-def write_model_card(
-    run: Run,
-    family: ModelFamily,
-    sets: Sequence[ImageSet],
-    shots: Sequence[Shot],
-    config: Mapping[str, Any],
-    length: Length,
-    uploads: HubUploads | None,
-) -> None:
-    """`README.md` beside the result. Raises RunError."""
-    folder, result = Path(run.checkpointing.output_dir), RESULTS[run.model.model_type]
-    repository = uploads.repository if uploads and "/" in uploads.repository else ""
-    # The hub's copy lies in a folder of the repository's name, a whole pipeline at its top.
-    place = Path(repository.rpartition("/")[2]) if repository else Path()
-    place = place if repository and run.model.model_type == "full" else place / result
-    base = run.model.pretrained_model_name_or_path or family.flavours[str(run.model.model_flavour)].repository
-    facts = ModelFacts(
-        name=repository.rpartition("/")[2] or folder.absolute().name,
-        family=run.model.model_family,
-        title=family.title,
-        kind=kind_of(run),
-        base="" if Path(base).expanduser().exists() else base,
-        repository=repository,
-        step=length.steps,
-        length=length.summary,
-        usage=family.usage(place, some_prompt(sets, shots)),
-        settings=told_settings(run, config),
-        datasets=dataset_facts(config, {images.entry.id: used_sizes(images) for images in sets}),
-        pictures=newest_pictures(folder, length.steps),
-        instance_prompt=instance_prompt(config),
-        note=run.hub.model_card_note or "",
-        is_safe_for_work=run.hub.model_card_safe_for_work,
-        has_average=run.ema.use_ema,
-        paths=local_paths(run),
-    )
-    try:
-        write_whole(folder / CARD, card(facts).encode())
-    except OSError as error:
-        mend = "the weights are saved; make room there, and start the same command again for the card."
-        raise RunError(f"The model card {folder / CARD} could not be written: {error}.", mend=mend) from error
-
-
-def files_for_others(run: Run, step: int) -> dict[str, Path]:
-    """What is uploaded of a run that ended at `step`, by its place in a repository."""
-    folder = Path(run.checkpointing.output_dir)
-    return result_files(folder, RESULTS[run.model.model_type], newest_pictures(folder, step))
-
-
-def some_prompt(sets: Sequence[ImageSet], shots: Sequence[Shot]) -> str:
-    """One to try the result with: the gallery's first, else a caption."""
-    return shots[0].prompt if shots else sets[0].captions(int(sets[0].alive()[0]))[0]
-
-
-def used_sizes(images: ImageSet) -> dict[str, int]:
-    """Bucket -> pictures of it that are used: "1024x768" -> 12."""
-    counts = Counter(images.bucket_ids[images.alive()].tolist())
-    return {"x".join(map(str, images.buckets[bucket])): count for bucket, count in sorted(counts.items())}
+        yield tell, uploads
 
 
 def record(run: Run, folder: Path, sets: Sequence[ImageSet], config: Mapping[str, Any]) -> None:

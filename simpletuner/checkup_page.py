@@ -13,7 +13,7 @@ from PIL import Image
 
 from simpletuner.checkup import Report
 from simpletuner.data.index import ImageSet
-from simpletuner.data.pixels import Unreadable, read_pixels
+from simpletuner.data.pixels import Unreadable, read_mask, read_pixels
 from simpletuner.data.whole import write_whole
 from simpletuner.errors import UserError
 from simpletuner.preflight import Bucket
@@ -25,6 +25,10 @@ SAMPLES = 24
 """Crops of each set."""
 SAMPLE_PX = 320
 """Longer edge of a crop as it is shown."""
+CAPTIONS = 8
+"""Alternatives of a picture that are shown."""
+SHADE = 0.2
+"""How bright a picture is where its mask is black."""
 LISTED = 500
 """Excluded files, and notes, that are listed; the others are counted."""
 
@@ -59,10 +63,10 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; } td, th { tex
 def write_page(report: Report, sets: Sequence[ImageSet], path: Path) -> None:
     """Write it, whole or not at all. Raises UserError for a place in a folder of pictures, or one that cannot be written."""
     place = path.expanduser().absolute()
-    for images in sets:
-        if place.resolve().is_relative_to(images.store.root):
+    for name, folder in _folders(sets):
+        if place.resolve().is_relative_to(folder):
             raise UserError(
-                f"The report would be written to {path}, in the folder of dataset `{images.entry.id}`.",
+                f"The report would be written to {path}, in the folder of dataset `{name}`.",
                 why="nothing is ever written into a folder of pictures.",
                 mend="name another folder.",
             )
@@ -72,6 +76,16 @@ def write_page(report: Report, sets: Sequence[ImageSet], path: Path) -> None:
         raise UserError(
             f"The report {path} cannot be written: {error.strerror or error}.", mend="name another file."
         ) from error
+
+
+def _folders(sets: Sequence[ImageSet]) -> Iterator[tuple[str, Path]]:
+    """The user's own folders, by the dataset that they are of."""
+    for images in sets:
+        for folder in (images.entry.instance_data_dir, images.entry.dataset_name):  # the second may be a name on the hub
+            if folder is not None:
+                yield images.entry.id, Path(folder).expanduser().resolve()
+        if images.masks is not None:
+            yield images.masks.id, images.masks.root
 
 
 def page(report: Report, sets: Sequence[ImageSet]) -> str:
@@ -90,7 +104,7 @@ def page(report: Report, sets: Sequence[ImageSet]) -> str:
 
 
 def _head(report: Report) -> Iterator[str]:
-    used = sum(ledger["used"] for ledger in report.ledgers.values())
+    used = sum(ledger["used"] for ledger in report.ledgers.values() if ledger["dataset_type"] == "image")
     yield f"<h1>What will be trained on</h1><p class=soft>{escape(report.length.summary)}</p>"
     for problem in report.problems:
         yield f"<pre class=bad>{escape(str(problem))}</pre>"
@@ -116,11 +130,16 @@ def _head(report: Report) -> Iterator[str]:
 def _dataset(report: Report, images: ImageSet) -> Iterator[str]:
     name = images.entry.id
     ledger = report.ledgers[name]
+    is_trained = ledger["dataset_type"] == "image"
     yield f"<h2>{escape(name)}</h2>"
     yield f"<p class=soft>{ledger['found']:,} found = {ledger['used']:,} used + {len(ledger['excluded']):,} left out</p>"
+    if not is_trained:
+        yield "<p class=soft>Judged by, and never trained on.</p>"
+    if images.masks is not None:
+        yield f"<p class=soft>Masks: {escape(images.masks.id)}. What is dark does not count.</p>"
     yield "<h3>Buckets</h3>"
     yield from _histogram(report.buckets[name])
-    yield "<h3>As they are trained</h3><div class=crops>"
+    yield f"<h3>As they are {'trained' if is_trained else 'judged'}</h3><div class=crops>"
     yield from (_sample(images, sample) for sample in _chosen(images))
     yield "</div>"
     excluded = [(one["file"], one["reason"], one["detail"]) for one in ledger["excluded"]]
@@ -150,7 +169,8 @@ def _sample(images: ImageSet, sample: int) -> str:
     width, height = images.buckets[images.bucket_ids[sample]]
     file = f"<small>{escape(images.file(sample))}<br>{width}&times;{height}</small>"
     captions = images.captions(sample)
-    texts = "".join(f"<li>{escape(text)}" for text in captions)
+    texts = "".join(f"<li>{escape(text)}" for text in captions[:CAPTIONS])
+    texts += f"<li>and {len(captions) - CAPTIONS:,} more" if len(captions) > CAPTIONS else ""
     said = f"<ul>{texts}</ul>" if len(captions) > 1 else escape(captions[0])
     try:
         picture = f'<img src="{_data_uri(images, sample)}" alt="" loading="lazy" width={width} height={height}>'
@@ -160,9 +180,12 @@ def _sample(images: ImageSet, sample: int) -> str:
 
 
 def _data_uri(images: ImageSet, sample: int) -> str:
-    """The picture's crop, as training sees it, made small. Raises Unreadable."""
-    pixels_3HW = read_pixels(images.read(sample), images.place(sample))
-    colours_HW3 = ((pixels_3HW + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    """The picture's crop, as training sees it, made small; dark where its mask says so. Raises Unreadable."""
+    place = images.place(sample)
+    pixels_3HW = (read_pixels(images.read(sample), place) + 1) * 127.5
+    if images.masks is not None and (mask := images.masks.of(images.file(sample))) is not None:
+        pixels_3HW *= SHADE + (1 - SHADE) * read_mask(images.masks.read(mask), place)
+    colours_HW3 = pixels_3HW.round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(colours_HW3)
     picture.thumbnail((SAMPLE_PX, SAMPLE_PX))
     file = io.BytesIO()

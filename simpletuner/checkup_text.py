@@ -48,17 +48,21 @@ def _room(report: Report) -> Iterator[str]:
         parts = f"{size(stage.weights_bytes)} lying + {size(stage.work_bytes)} at work"
         yield f"  {stage.name:<44}{size(stage.device_bytes):>12} = {parts}"
     other = memory.otherwise
+    if memory.staying:
+        yield f"  (beside all that follows, since they encode while training: {', '.join(memory.staying)})"
     yield f"  ({other.name}: {size(other.device_bytes)})"
     yield f"ordinary memory, estimated: {size(memory.ram_bytes)} at most"
     yield "disk, at most:"
-    yield from (f"  {one.what:<60}{size(one.size_bytes):>12}  {one.folder}" for one in report.writings if one.size_bytes)
+    for one in report.writings:
+        if one.size_bytes:
+            yield f"  {one.what:<60}{size(one.size_bytes):>12}  {one.folder}{' (there already)' if one.is_there else ''}"
     yield from (
         f"  {size(room.needed_bytes)} of {size(room.free_bytes)} free on the disk of {room.folder}" for room in report.rooms
     )
     yield f"hub: {report.endpoint}"
     for each in report.downloads:
         known = "size unknown: the hub could not be asked" if each.size_bytes is None else size(each.size_bytes)
-        yield f"  to be downloaded  {each.repository}: {each.part}  {known}"
+        yield f"  to be downloaded  {each.repository}: {each.part or 'all of it'}  {known}"
     if not report.downloads:
         yield "  nothing is to be downloaded"
 

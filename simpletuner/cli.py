@@ -61,8 +61,9 @@ Without a flag every caption, the empty one and the gallery's prompts are encode
 --dry-run   count them and their disk space, and load nothing
 --verify    read them back; exit code 1 if one is missing or damaged"""
 CHECK = """
---json prints the answer as JSON. --report FILE.html writes a page to look at: buckets, crops, captions, what is left out.
-Exit code 2 if the run would fail."""
+--json           prints the answer as JSON; whatever is wrong is in its `problems`
+--report F.html  writes a page to look at: buckets, crops, captions, what is left out
+Exit code 0 if the run would start, 2 if it would not, 1 if that could not be told."""
 CACHE = """
 cache why TARGET   why a picture (its path, or its name in the set) or a prompt (its text) would be encoded, or that it is there
 cache verify       reads every shard; exit code 1 if one is damaged
@@ -147,7 +148,18 @@ def check(words: list[str]) -> int:
         return _print_options_help("check", CHECK)
     words, page = _without_value(words, "--report")
     as_json = "--json" in words
-    run = _load([word for word in words if word != "--json"])
+    try:
+        return _check([word for word in words if word != "--json"], page, as_json=as_json)
+    except SimpletunerError as error:
+        if as_json:
+            from simpletuner.checkup import failed_as_json
+
+            print(json.dumps(failed_as_json(error), ensure_ascii=False))
+        raise
+
+
+def _check(words: list[str], page: str | None, *, as_json: bool) -> int:
+    run = _load(words)
     from simpletuner.checkup import inspect
     from simpletuner.checkup_text import as_text
     from simpletuner.networks.libraries import import_model_libraries
@@ -211,10 +223,11 @@ def examples(words: list[str]) -> int:
         case ["copy", name, folder]:
             print("\n".join(map(str, bundled.copy(name, Path(folder)))))
         case ["build-model", family, folder]:
-            from simpletuner.networks.libraries import import_model_libraries
+            from simpletuner.networks.libraries import import_model_libraries, quiet_imports
 
             import_model_libraries()
-            from simpletuner.examples.tiny import build_model, model_options
+            with quiet_imports():
+                from simpletuner.examples.tiny import build_model, model_options
 
             build_model(family, Path(folder))
             _say("\n".join(f'"{option}": "{value}"' for option, value in model_options(family, Path(folder)).items()))
@@ -264,7 +277,8 @@ def cache(words: list[str]) -> int:
         raise UserError(f"`simpletuner cache {' '.join(words)}` is not understood.\n{CACHE}".rstrip())
     flags = {"--dry-run", "--other-recipes"}.intersection(rest) if question == "gc" else set()
     run = _load([word for word in rest if word not in flags])
-    from simpletuner.cache_tools import caches_of, sweep, verify, why
+    from simpletuner.cache_sweep import sweep
+    from simpletuner.cache_tools import caches_of, verify, why
     from simpletuner.networks.libraries import import_model_libraries
     from simpletuner.reporting.console import Console
 

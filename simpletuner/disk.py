@@ -26,6 +26,8 @@ class Writing:
     size_bytes: int
     is_first: bool = True
     """Whether it is written before or at the first checkpoint; what comes later can still be made room for."""
+    is_there: bool = False
+    """Whether it lies there already, and takes no more room."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def rooms(writings: Iterable[Writing]) -> list[Room]:
     """The disks that are written to, with the room on them."""
     found: dict[int, Room] = {}
     for writing in writings:
+        if writing.is_there:
+            continue
         folder = nearest_folder(Path(writing.folder))
         disk = folder.stat().st_dev
         room = found.get(disk) or Room(writing.folder, 0, 0, shutil.disk_usage(folder).free)
@@ -80,11 +84,11 @@ def unwritable(option: str, folder: str) -> Problem | None:
     """What is wrong with a folder that a run is to write into, made if need be. Nothing is written to find out."""
     path = Path(folder).expanduser()
     nearest = nearest_folder(path)
-    blocking = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+    blocking = next((each for each in (path, *path.parents) if os.path.exists(each) and not os.path.isdir(each)), None)
     if blocking is not None:
         what = f"`{option}` is {folder}, but {blocking} is a file."
         return Problem(option, what, mend="choose another folder, or move the file away.")
-    if os.access(nearest, os.W_OK | os.X_OK):
+    if os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         return None
     what = f"`{option}` is {folder}, which cannot be written: there is no right to write into {nearest}."
     return Problem(option, what, mend="make the folder writable, or choose another.")
@@ -93,4 +97,4 @@ def unwritable(option: str, folder: str) -> Problem | None:
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest above it that is there."""
     path = path.expanduser().absolute()
-    return next(each for each in (path, *path.parents) if each.is_dir())
+    return next(each for each in (path, *path.parents) if os.path.isdir(each))  # pathlib raises where it may not look

@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Interrupted",
+    "ManyProblems",
     "Problem",
     "RunError",
     "SimpletunerError",
@@ -54,6 +55,8 @@ class SimpletunerError(Exception):
 
     def __init__(self, what: str, why: str = "", mend: str = "") -> None:
         self.problem = Problem("", what, why, mend)
+        self.problems: tuple[Problem, ...] = (self.problem,)
+        """All that is wrong, for who counts them."""
         super().__init__(str(self.problem))
 
 
@@ -63,16 +66,24 @@ class UserError(SimpletunerError, ValueError):
     exit_code = 2
 
 
-class ConfigError(UserError):
-    """What is wrong with the configuration, all of it at once."""
+class ManyProblems(UserError):
+    """What is wrong, all of it at once."""
+
+    where = ""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        assert self.problems, "a ConfigError needs at least one problem"
+        assert self.problems, f"{type(self).__name__} needs at least one problem"
         count = len(self.problems)
-        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
+        head = f"{count} problem{'' if count == 1 else 's'}{self.where}:"
         Exception.__init__(self, "\n\n".join([head, *map(str, self.problems)]))
         self.problem = self.problems[0]
+
+
+class ConfigError(ManyProblems):
+    """What is wrong with the configuration."""
+
+    where = " in the configuration"
 
 
 class DataError(UserError):

@@ -1,6 +1,7 @@
 """What a run will take of memory, counted on the meta device: real shapes and formats, no weights, nothing computed.
 
-Encoders are lent one after another, and the denoiser comes after them, so the largest of these stages rules.
+Encoders are lent one after another, and the denoiser comes after them, so the largest of these stages rules. Encoders of what
+is not cached ahead stay, and lie beside all that comes after them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Run
-from simpletuner.data.samples import Embeds, ImageEncoder, Place, TextEncoder
+from simpletuner.data.samples import Embeds, PictureEncoder, Place, TextEncoder
 from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily
 from simpletuner.networks.checkpointing import checkpoint_blocks
@@ -23,7 +24,7 @@ from simpletuner.networks.counting import PeakBytes, on_meta, stored_bytes
 from simpletuner.networks.quantise import saved_bytes
 from simpletuner.training.tuning import build_tuning
 
-__all__ = ["GIB", "Largest", "Memory", "Stage", "memory_of", "training_stage"]
+__all__ = ["GIB", "Largest", "Memory", "Stage", "Workload", "heaviest", "item_bytes", "memory_of", "training_stage"]
 
 GIB = 2**30
 PROCESS_BYTES = int(1.5 * GIB)
@@ -41,6 +42,29 @@ class Largest:
     batch: int
 
 
+def heaviest(each: Iterable[Largest]) -> Largest:
+    """The one with the most pixels at once; of equal ones that with the most pictures, for each has its prompt."""
+    return max(each, key=lambda one: (one.size_WH[0] * one.size_WH[1] * one.batch, one.batch))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run computes on, as far as its memory depends on it."""
+
+    trained: Sequence[Largest]
+    """What a step holds, of each set at its largest."""
+    answered: Sequence[Largest] = ()
+    """What the denoiser answers at once between two steps, without gradients: for the eval loss, and for the gallery."""
+    encoded: Sequence[Largest] = ()
+    """What is encoded at once of each set's pictures."""
+    prompts: int = 1
+    """How many texts there are."""
+    is_live: bool = False
+    """Whether pictures of some set are encoded while training, so that what encodes them stays."""
+    held_bytes: int = 0
+    """Of ordinary memory, for what is encoded while training and not cached."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One part of a run that has the device to itself, in bytes."""
@@ -52,6 +76,8 @@ class Stage:
     """The most that comes on top: activations, and in training gradients."""
     ram_bytes: int = 0
     """What lies in ordinary memory meanwhile."""
+    network_bytes: int = 0
+    """Of an encoder's own weights as they are loaded, wherever they come to lie."""
     trained_bytes: int = 0
     """Of the weights that training moves: a part of all, wherever it lies."""
     state_bytes: int = 0
@@ -74,6 +100,13 @@ class Memory:
     """Training with `gradient_checkpointing` turned round."""
     is_shared: bool
     """Whether the device's memory is the machine's own: a CPU, or Apple's."""
+    staying: tuple[str, ...] = ()
+    """The stages whose encoders stay beside the training."""
+
+    @property
+    def training(self) -> Stage:
+        """The last of the stages."""
+        return self.stages[-1]
 
     @property
     def device_bytes(self) -> int:
@@ -87,18 +120,40 @@ class Memory:
         return PROCESS_BYTES + most
 
 
-def memory_of(run: Run, *, trained: Largest, encoded: Sequence[Largest], prompts: int) -> Memory:
-    """`trained` is what a step holds, `encoded` what is encoded at once of each set, `prompts` how many texts there are."""
+def memory_of(run: Run, work: Workload) -> Memory:
+    """All stages in their order, the training last."""
     family = load_family(run)
-    size = min(run.text_embeds.text_encoder_batch_size, max(prompts, 1))
-    stages = [text_stage(run, encoder, size) for encoder in family.text_encoders()]
-    stages.append(image_stage(run, family.image_encoder(), encoded))
+    size = min(run.text_embeds.text_encoder_batch_size, max(work.prompts, 1))
+    is_live_text = run.text_embeds.text_cache_disable or run.text_embeds.text_cache_ondemand
+    pictures = [family.image_encoder(), *(encoder for encoder, _ in filter(None, [family.image_prompts()]))]
+    lent = [(text_stage(run, encoder, size), is_live_text) for encoder in family.text_encoders()]
+    lent += [(image_stage(run, encoder, work.encoded), work.is_live) for encoder in pictures]
+    stages, staying = [], list[Stage]()
+    for stage, stays in lent:
+        stages.append(beside(run, stage, staying))
+        staying += [stage] if stays else []
     memory = run.memory.model_copy(update={"gradient_checkpointing": not run.memory.gradient_checkpointing})
     other = replace(run, memory=memory)
-    return Memory(
-        (*stages, training_stage(run, family, trained)),
-        training_stage(other, load_family(other), trained),
-        is_shared=run.hardware.device in ("cpu", "mps"),
+    training, otherwise = (
+        beside(each, training_stage(each, load_family(each), work.trained, work.answered), staying) for each in (run, other)
+    )
+    training, otherwise = (replace(each, ram_bytes=each.ram_bytes + work.held_bytes) for each in (training, otherwise))
+    names = tuple(stage.name for stage in staying)
+    return Memory((*stages, training), otherwise, is_shared=run.hardware.device in ("cpu", "mps"), staying=names)
+
+
+def beside(run: Run, stage: Stage, staying: Sequence[Stage]) -> Stage:
+    """The stage as it is while these encoders stay. Between two passes of training one of them is at work."""
+    work = stage.work_bytes
+    if stage.trained_bytes:
+        gradients = stage.trained_bytes if _keeps_gradients(run) else 0
+        work = max([work, *(gradients + each.work_bytes for each in staying)])
+    return replace(
+        stage,
+        weights_bytes=stage.weights_bytes + sum(each.weights_bytes for each in staying),
+        work_bytes=work,
+        # on their way to the device the others were in ordinary memory too, and have left it
+        ram_bytes=stage.ram_bytes + sum(each.ram_bytes for each in staying if run.memory.offload_during_startup),
     )
 
 
@@ -110,8 +165,8 @@ def text_stage(run: Run, encoder: TextEncoder, size: int) -> Stage:
     return _lent(run, f"text encoder {_name(network)}", weights, bytes_of(network), work)
 
 
-def image_stage(run: Run, encoder: ImageEncoder, encoded: Sequence[Largest]) -> Stage:
-    """The image encoder at the largest of what is encoded at once."""
+def image_stage(run: Run, encoder: PictureEncoder, encoded: Sequence[Largest]) -> Stage:
+    """What encodes pictures, at the largest of what is encoded at once."""
     network = encoder.hollow()
     work = 0
     for largest in encoded:
@@ -127,12 +182,22 @@ def image_stage(run: Run, encoder: ImageEncoder, encoded: Sequence[Largest]) -> 
 
 def _lent(run: Run, name: str, weights: int, loaded: int, work: int) -> Stage:
     if run.memory.offload_during_startup:  # each layer visits the device alone: next to nothing beside the activations
-        return Stage(name, 0, work, weights)
-    return Stage(name, weights, work, 0 if run.hardware.device in ("cpu", "mps") else loaded)
+        return Stage(name, 0, work, weights, network_bytes=loaded)
+    return Stage(name, weights, work, 0 if run.hardware.device in ("cpu", "mps") else loaded, network_bytes=loaded)
 
 
-def training_stage(run: Run, family: ModelFamily, largest: Largest) -> Stage:
-    """A step of training in the steady state. Where autocast computes, its copies of the weights are counted beside."""
+def item_bytes(encoder: PictureEncoder) -> int:
+    """Bytes of what an encoder makes of a picture whose size does not matter."""
+    network = encoder.hollow()
+    with on_meta(), torch.no_grad():
+        return encoder.rehearse(network, torch.zeros(1, 3, 1, 1)).nbytes
+
+
+def training_stage(run: Run, family: ModelFamily, trained: Sequence[Largest], answered: Sequence[Largest] = ()) -> Stage:
+    """A step of training in the steady state, or what is asked of it between two steps if that takes more.
+
+    Where autocast computes, its copies of the weights are counted beside.
+    """
     counted, dtypes = run, run.dtypes
     if dtypes.autocast is not None:
         counted = replace(run, dtypes=replace(dtypes, base=dtypes.autocast, trained=dtypes.autocast, autocast=None))
@@ -148,15 +213,19 @@ def training_stage(run: Run, family: ModelFamily, largest: Largest) -> Stage:
             checkpoint_blocks(denoiser, blocks, interval, recomputing=on_meta)
         if run.model.model_type == "full":
             frozen = stored_bytes(denoiser.buffers())
-        inputs = _inputs(family, largest)
+        inputs = _inputs(family, heaviest(trained))
         work = peak_of(lambda: _step(family, denoiser, inputs, parameters, twice=_keeps_gradients(run)), is_trained=True)
+        if answered:
+            inputs = _inputs(family, heaviest(answered))
+            kept = 0 if run.memory.set_grads_to_none else stored_bytes(parameters)
+            work = max(work, kept + peak_of(lambda: _answered(family, denoiser, inputs)))
     numbers = sum(parameter.numel() for parameter in parameters)
-    trained = numbers * getattr(torch, dtypes.trained).itemsize
+    trained_bytes = numbers * getattr(torch, dtypes.trained).itemsize
     if dtypes.autocast is not None:
-        work += trained - stored_bytes(parameters)  # of the gradients, which are in the weights' own format
+        work += trained_bytes - stored_bytes(parameters)  # of the gradients, which are in the weights' own format
         work += stored_bytes(denoiser.parameters())  # copies that the backward pass needs
         frozen *= getattr(torch, dtypes.base).itemsize // getattr(torch, dtypes.autocast).itemsize
-    return _placed(run, family, denoiser, frozen=frozen, numbers=numbers, trained=trained, work=work)
+    return _placed(run, family, denoiser, frozen=frozen, numbers=numbers, trained=trained_bytes, work=work)
 
 
 def _placed(run: Run, family: ModelFamily, denoiser: nn.Module, *, frozen: int, numbers: int, trained: int, work: int) -> Stage:
@@ -178,7 +247,8 @@ def _placed(run: Run, family: ModelFamily, denoiser: nn.Module, *, frozen: int, 
     loading = 0 if run.hardware.device in ("cpu", "mps") else bytes_of(denoiser)  # it is read into ordinary memory first
     is_checkpointed = run.memory.gradient_checkpointing
     name = f"training {'with' if is_checkpointed else 'without'} gradient_checkpointing"
-    return Stage(name, sum(on_device.values()), work, max(in_ram, loading), trained, state, average)
+    held = {"trained_bytes": trained, "state_bytes": state, "average_bytes": average}
+    return Stage(name, sum(on_device.values()), work, max(in_ram, loading), **held)
 
 
 def _visiting(family: ModelFamily, denoiser: nn.Module, blocks_per_group: int) -> float:
@@ -214,6 +284,14 @@ def _step(
     noisy_BCHW, target_BCHW = x_BCHW + 0, x_BCHW + 0  # as in training: noise, what is made of it, and what is asked for
     answer_BCHW = family.predict(denoiser, noisy_BCHW, t_B, cond)
     (answer_BCHW.float() - target_BCHW).square().mean().backward()
+
+
+def _answered(family: ModelFamily, denoiser: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A batch of the eval loss, or a step of the gallery's sampler: nothing is kept for a backward pass."""
+    x_BCHW, t_B, cond = inputs
+    noise_BCHW, noisy_BCHW = x_BCHW + 0, x_BCHW + 0
+    answer_BCHW = family.predict(denoiser, noisy_BCHW, t_B, cond)
+    (answer_BCHW.float() - noise_BCHW).square().mean()
 
 
 def peak_of(work: Callable[[], Any], *, is_trained: bool = False) -> int:

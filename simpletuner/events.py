@@ -27,9 +27,13 @@ __all__ = [
     "Sink",
     "Stepped",
     "Tell",
+    "Weights",
 ]
 
 log = logging.getLogger("simpletuner")
+
+Weights = Literal["base", "trained", "ema"]
+"""Whose pictures and figures: the untouched base's, the newest weights', their average's."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Painted(Event):
     nickname: str
     prompt: str
     step: int
+    weights: Weights = "trained"
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Previewed(Event):
     step: int
     inference_step: int
     inference_steps: int
+    weights: Weights = "trained"
 
 
 @dataclass(frozen=True)
@@ -165,4 +171,5 @@ class Bus:
                 sink(event)
             except Exception as error:  # noqa: BLE001  # a watcher can never hurt a run
                 self._sinks.remove(sink)
-                log.warning("%s failed and is switched off for this run: %s", sink, error)
+                why = str(error) or type(error).__name__
+                log.warning("%s failed and is switched off for this run: %s", sink, why)

@@ -134,21 +134,29 @@ class FaultReport:
         self._live = [store for store in latents if isinstance(store, LiveLatents)]
         self._sets = sets
         self._path = Path(run.checkpointing.output_dir) / "ledger.json"
+        self._told: set[tuple[str, int]] = set()
+        """Set and sample: each process that needs a picture meets its fault for itself."""
         self.due = Due(steps=run.reporting.log_step_interval, at_end=True, asked="save")
 
     def run(self, trainer: Trainer) -> None:
         """Gather and tell what was met since the last time."""
         if not self._live:
             return
-        engine = trainer.engine
+        engine, is_found = trainer.engine, False
         for store in self._live:
             mine = [[one.sample, one.reason, one.detail, one.stand_in] for one in store.take_faults()]
+            images = store.images
             for sample, reason, detail, stand_in in sorted(fault for share in engine.gather(mine) for fault in share):
-                images, text = store.images, f"{reason} ({detail})" if detail else reason
-                stands_in = f"{images.file(stand_in)} is trained on in its place"
+                if (images.entry.id, sample) in self._told:
+                    continue
+                self._told.add((images.entry.id, sample))
+                is_found = True
+                text = f"{reason} ({detail})" if detail else reason
+                stands_in = f"{images.file(stand_in)} takes its place"
                 images.note(sample, f"unreadable, found while training: {text}; {stands_in}")
                 trainer.tell(Notice(f"{images.entry.id}: {images.file(sample)} is unreadable: {text}; {stands_in}.", "warning"))
-        together(engine, lambda: self._write() if engine.rank == 0 else None)
+        if is_found:  # on all ranks alike; an account of a million pictures takes its time
+            together(engine, lambda: self._write() if engine.rank == 0 else None)
 
     def _write(self) -> None:
         try:

@@ -84,6 +84,9 @@ def shots_of(run: Run, family: ModelFamily, tell: Tell) -> tuple[Shot, ...]:
         raise UserError(
             f"`validation_resolution` asks for {too_large}.", _limit(latent), 'set "validation_resolution" to smaller sizes.'
         )
+    if run.previews.validation_preview and shots and run.previews.validation_preview_steps > family.sampler_steps(shots[0]):
+        told = f"`validation_preview_steps` is {run.previews.validation_preview_steps}, more than the"
+        tell(Notice(f"{told} {family.sampler_steps(shots[0])} denoising steps of a picture: no frame is shown.", "warning"))
     settings = dict(family.shot_settings())
     if (shift := run.validation.validation_flow_shift) is not None:
         settings["flow_shift"] = shift
@@ -107,7 +110,7 @@ def open_sets(run: Run, latent: LatentSpec, ranks: Ranks, tell: Tell) -> list[Im
         for entry in run.picture_sets:
             try:
                 images = open_dataset(entry, latent, tell=tell, is_searched=not first)
-                if entry.conditioning_data is not None:
+                if entry.conditioning_data is not None and entry.dataset_type == "image":  # the eval loss knows no masks
                     images.pair(masks_of(run, entry.conditioning_data))
                 sets.append(images)
             except DataError as error:

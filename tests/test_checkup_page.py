@@ -16,9 +16,10 @@ from PIL import Image
 
 from simpletuner.checkup import Report
 from simpletuner.checkup_page import page, write_page
-from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset
 from simpletuner.config.run import Run
 from simpletuner.data.index import ImageSet, open_dataset
+from simpletuner.data.masks import find_masks
 from simpletuner.data.pixels import read_pixels
 from simpletuner.data.samples import LatentSpec
 from simpletuner.errors import Problem, UserError
@@ -146,3 +147,49 @@ def test_the_report_needs_a_file_name(capsys: Any) -> None:
 
     assert main(["check", "--report", "--json"]) == 2
     assert "`--report` needs a value" in capsys.readouterr().err
+
+
+def test_what_counts_by_its_mask_is_bright_and_the_rest_is_dark(report: Report, images: ImageSet, tmp_path: Path) -> None:
+    for sample in range(4):
+        width, height = images.place(sample).original_WH
+        mask = Image.new("L", (width, height))
+        mask.paste(255, (0, 0, width, height // 2))
+        path = tmp_path / "masks" / images.file(sample)
+        path.parent.mkdir(exist_ok=True)
+        mask.save(path)
+    plain = shown(page(report, [images]))
+    images.pair(find_masks(ConditioningDataset(id="masks <b>", instance_data_dir=str(tmp_path / "masks"))))
+    document = page(report, [images])
+    assert "masks <b>" in read(document).text
+    for before, after in zip(plain, shown(document), strict=True):
+        rows = before.shape[0] // 2
+        assert np.abs(after[: rows - 8] - before[: rows - 8]).mean() < 6
+        assert after[rows + 8 :].mean() == pytest.approx(0.2 * before[rows + 8 :].mean(), rel=0.15)
+    with pytest.raises(UserError, match="in the folder of dataset `masks <b>`"):
+        write_page(report, [images], tmp_path / "masks" / "report.html")
+
+
+def shown(document: str) -> list[np.ndarray]:
+    """The crops of a page."""
+    raws = [base64.b64decode(address.partition(",")[2]) for address in read(document).addresses]
+    return [np.asarray(Image.open(io.BytesIO(raw)), np.float32) for raw in raws]
+
+
+def test_a_set_to_judge_by_is_shown_as_such_and_many_alternatives_are_counted(report: Report, images: ImageSet) -> None:
+    report.ledgers[images.entry.id]["dataset_type"] = "eval"
+    text = read(page(report, [images])).text
+    assert "Judged by, and never trained on." in text
+    assert "As they are judged" in text
+    assert re.search(r"0\s*pictures", text), "of those that are trained on"
+    (Path(images.store.root) / "0 <i>.txt").write_text("\n".join(f"<em>{number}</em>" for number in range(20)))
+    again = open_dataset(images.entry, SPEC, tell=lambda event: None)
+    text = read(page(report, [again])).text
+    assert "<em>7</em>" in text
+    assert "<em>8</em>" not in text
+    assert "and 12 more" in text
+
+
+def test_the_page_is_not_written_into_a_dataset_of_files(report: Report, images: ImageSet, tmp_path: Path) -> None:
+    images.entry = images.entry.model_copy(update={"instance_data_dir": None, "dataset_name": str(tmp_path / "rows")})
+    with pytest.raises(UserError, match="nothing is ever written"):
+        write_page(report, [images], tmp_path / "rows" / "report.html")

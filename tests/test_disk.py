@@ -42,10 +42,20 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
     assert unwritable("output_dir", str(tmp_path / "other" / "run")) is None
 
 
-def test_a_folder_without_the_right_to_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(os, "access", lambda *arguments: asked.append(arguments))
-    problem = unwritable("output_dir", str(tmp_path / "run"))
+@pytest.mark.parametrize("place", ["run", "closed/run", "closed/deeper/run"])
+def test_a_folder_without_the_right_to_write_is_told(tmp_path: Path, place: str) -> None:
+    """As a user who is not root: `tmp_path` is its owner's alone, so not even what is in it can be seen."""
+    (tmp_path / "closed").mkdir()
+    tmp_path.chmod(0o500 if place == "run" else 0o700)
+    (tmp_path / "closed").chmod(0o000)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        problem = unwritable("output_dir", str(tmp_path / place))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        tmp_path.chmod(0o700)
     assert problem is not None
-    assert f"no right to write into {tmp_path}" in problem.what
-    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert "which cannot be written: there is no right to write into" in problem.what

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from simpletuner.config.catalogue import OPTIMIZERS
 from simpletuner.config.run import Hardware, Run
 from simpletuner.data.samples import Place
-from simpletuner.estimates import Largest, Stage, image_stage, memory_of, text_stage, training_stage
+from simpletuner.estimates import Largest, Stage, Workload, image_stage, item_bytes, memory_of, text_stage, training_stage
 from simpletuner.families import find
 from simpletuner.networks.counting import PeakBytes, stored_bytes
 from simpletuner.networks.quantise import quantise
@@ -74,7 +75,7 @@ def test_a_step_takes_what_was_estimated(make_run: Callable[..., Run], name: str
         optimizer="torch-adamw",
         learning_rate=1e-4,
     )
-    within(training_stage(run, find()[name](run), largest(run)), *counted(run))
+    within(training_stage(run, find()[name](run), [largest(run)]), *counted(run))
 
 
 @pytest.mark.parametrize("name", find())
@@ -102,7 +103,7 @@ def test_gradients_that_are_kept_lie_beside_the_activations(make_run: Callable[.
     stages = []
     for each in ({}, options):
         run = make_run("sana", model_type="full", optimizer="torch-adamw", **each)
-        stages.append(training_stage(run, find()["sana"](run), largest(run)))
+        stages.append(training_stage(run, find()["sana"](run), [largest(run)]))
     plain, kept = stages
     gradients = sum(weight.numel() * 4 for weight in find()["sana"](run).load_denoiser().parameters())
     assert plain.work_bytes < kept.work_bytes <= plain.work_bytes + gradients
@@ -112,7 +113,7 @@ def test_few_bits_and_offloading_take_their_share_off_the_device(make_run: Calla
     def stage(**options: Any) -> Stage:
         run = make_run("sd3", **{"optimizer": "torch-adamw", **options})
         run = replace(run, hardware=Hardware("cuda", has_bf16=True))
-        return training_stage(run, find()["sd3"](run), largest(run))
+        return training_stage(run, find()["sd3"](run), [largest(run)])
 
     plain, few, away = stage(), stage(base_model_precision="int8-quanto"), stage(enable_group_offload=True)
     family = find()["sd3"](make_run("sd3"))
@@ -126,7 +127,7 @@ def test_few_bits_and_offloading_take_their_share_off_the_device(make_run: Calla
 
 def test_the_largest_stage_rules_and_a_cpu_has_no_memory_of_its_own(make_run: Callable[..., Run]) -> None:
     run = make_run("sana", optimizer="torch-adamw")
-    memory = memory_of(run, trained=largest(run), encoded=[largest(run)], prompts=4)
+    memory = memory_of(run, Workload([largest(run)], encoded=[largest(run)], prompts=4))
     assert memory.device_bytes == max(stage.weights_bytes + stage.work_bytes for stage in memory.stages)
     assert memory.ram_bytes > memory.device_bytes
     assert memory.otherwise.work_bytes > memory.stages[-1].work_bytes, "without recomputation"
@@ -147,3 +148,55 @@ def test_the_catalogue_says_what_an_optimiser_keeps_of_a_weight(make_run: Callab
             optimizer.step()
         state = [part for part in optimizer.state[weight].values() if isinstance(part, torch.Tensor) and part.numel() > 1]
         assert stored_bytes(state) / weight.numel() == pytest.approx(expected, rel=0.02, abs=0.04)
+
+
+def test_each_set_counts_with_its_own_batch_and_what_is_judged_as_a_forward_pass_alone(make_run: Callable[..., Run]) -> None:
+    run = make_run("sana", optimizer="torch-adamw")
+    family = find()["sana"](run)
+    small, many = Largest((64, 64), 2), Largest((64, 64), 16)
+    of_many = training_stage(run, family, [many])
+    assert training_stage(run, family, [small, many, Largest((128, 128), 1)]) == of_many
+    assert training_stage(run, family, [many], [small]) == of_many, "judging few takes less than training"
+    judged = training_stage(run, family, [small], [Largest((64, 64), 512)])
+    assert judged.work_bytes > training_stage(run, family, [small]).work_bytes
+    assert judged.work_bytes < training_stage(run, family, [Largest((64, 64), 512)]).work_bytes
+
+
+def test_encoders_that_stay_lie_beside_the_training(make_run: Callable[..., Run]) -> None:
+    run = make_run("sd3", optimizer="torch-adamw")
+    work = Workload([largest(run)], encoded=[largest(run)], prompts=4)
+    cached = memory_of(run, work)
+    *lent, training = cached.stages
+    text = run.text_embeds.model_copy(update={"text_cache_disable": True})
+    live = memory_of(replace(run, text_embeds=text), replace(work, is_live=True, held_bytes=1000))
+    assert cached.staying == ()
+    assert live.staying == tuple(stage.name for stage in lent)
+    assert live.training.weights_bytes == training.weights_bytes + sum(stage.weights_bytes for stage in lent)
+    assert live.training.work_bytes >= max(stage.work_bytes for stage in lent)
+    assert live.otherwise.weights_bytes == live.training.weights_bytes
+    assert [stage.weights_bytes for stage in live.stages[:2]] == [lent[0].weights_bytes, sum(s.weights_bytes for s in lent[:2])]
+    assert live.training.ram_bytes == training.ram_bytes + 1000
+    ondemand = memory_of(replace(run, text_embeds=run.text_embeds.model_copy(update={"text_cache_ondemand": True})), work)
+    assert ondemand.staying == live.staying[:-1], "pictures are cached ahead"
+
+
+def test_what_encodes_image_prompts_is_counted(make_run: Callable[..., Run]) -> None:
+    run = make_run("stable_cascade", optimizer="torch-adamw", stable_cascade_image_embed_probability=0.5)
+    asked = find()["stable_cascade"](run).image_prompts()
+    assert asked is not None
+    encoder: Any = asked[0]
+    network = encoder.load()
+    with encoder.lent("cpu") as encode:
+        made = encode(torch.zeros(BATCH, 3, 128, 128), ["0"] * BATCH)
+    prepared = encoder.processor([Image.new("RGB", (128, 128))] * BATCH, return_tensors="pt").pixel_values
+    with torch.no_grad(), PeakBytes() as memory:
+        kept = torch.zeros(BATCH, 3, 128, 128), network(prepared.clone())
+    within(
+        image_stage(run, encoder, [Largest((128, 128), BATCH)]),
+        stored_bytes([*network.parameters(), *network.buffers()]),
+        memory.peak,
+    )
+    del kept
+    assert item_bytes(encoder) == made[0].nbytes
+    names = [one.name for one in memory_of(run, Workload([largest(run)], encoded=[largest(run)])).stages]
+    assert sum("CLIPVision" in name for name in names) == 1

@@ -22,9 +22,9 @@ LAYERS = [
     {"evaluation"},
     {"preflight"},
     {"disk", "estimates", "text_cache"},
-    {"lending"},
-    {"checkup", "cache_tools"},
-    {"app", "checkup_text", "checkup_page"},
+    {"lending", "stocks"},
+    {"publishing", "checkup", "cache_tools"},
+    {"app", "cache_sweep", "checkup_text", "checkup_page"},
     {"cli", "wizard", "examples", "hub_cli", "__main__", "train", "configure"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

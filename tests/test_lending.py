@@ -57,16 +57,18 @@ def test_bad_pictures_of_all_processes_are_told_and_noted(make_run: Callable[...
         )
         assert store.fetch([1]).samples == (2,)
     told: list[Event] = []
-    engine = OtherRankToo([[0, "damaged", "", 2]])
+    engine = OtherRankToo([[0, "damaged", "", 2], [1, "damaged", "here too", 2]])
     report = FaultReport(run, [images], [store])
     trainer: Any = SimpleNamespace(engine=engine, tell=told.append)
     report.run(trainer)
+    account = json.loads((tmp_path / "out" / "ledger.json").read_text())["datasets"]["cats"]
     engine.theirs = []
+    (tmp_path / "out" / "ledger.json").unlink()
     report.run(trainer)
+    assert not (tmp_path / "out" / "ledger.json").exists(), "nothing new is nothing to write"
     assert [event.text.partition(":")[2].partition(":")[0] for event in told if isinstance(event, Notice)] == [
         " a.png is unreadable",
         " b.png is unreadable",
     ]
-    account = json.loads((tmp_path / "out" / "ledger.json").read_text())["datasets"]["cats"]
     assert [note["file"] for note in account["notes"]] == ["a.png", "b.png"]
     assert account["found"] == account["used"] == 3

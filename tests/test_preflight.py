@@ -13,7 +13,7 @@ from PIL import Image
 
 from simpletuner.checkup import inspect
 from simpletuner.checkup_text import as_text
-from simpletuner.config.datasets import ImageDataset
+from simpletuner.config.datasets import ConditioningDataset, ImageDataset
 from simpletuner.config.run import Run
 from simpletuner.data.plan import PlanSet, Stream
 from simpletuner.data.ranks import Alone
@@ -142,6 +142,20 @@ def test_sets_to_judge_by_are_in_the_report_as_such_and_lengthen_nothing(make_ru
     assert "dogs (eval): 2 found = 2 used + 0 excluded" in as_text(report)
 
 
+def test_a_set_to_judge_by_needs_no_masks_where_all_sets_are_said_to_have_them(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """As `conditioning_data` in the main config does; the eval loss knows no masks."""
+    keys = {"conditioning_data": "masks"}
+    run = with_sets(make_run("sana"), tmp_path, cats=keys, dogs={"dataset_type": "eval", **keys}, masks={})
+    masks = ConditioningDataset(id="masks", instance_data_dir=str(tmp_path / "masks"))
+    run = replace(run, datasets=run.datasets[:1], eval_datasets=run.datasets[1:2], conditioning=(masks,))
+    for name in ("cats/a_cat", "masks/a_cat", "dogs/a_dog"):
+        Image.new("RGB", (128, 128)).save(tmp_path / f"{name}.png")
+    cats, dogs = open_sets(run, LATENT, Alone(), lambda _: None)
+    assert (cats.masks is None, dogs.masks is None, dogs.ledger.used) == (False, True, 1)
+
+
 @pytest.mark.parametrize(("model_type", "notices"), [("full", 1), ("lora", 0)])
 def test_full_tuning_says_that_regularisation_data_is_ordinary_to_it(
     make_run: Callable[..., Run], tmp_path: Path, model_type: str, notices: int
@@ -207,3 +221,14 @@ def test_a_picture_says_which_skip_layer_guidance_and_shift_it_is_made_with(
     for made_with in said:
         (tmp_path / "a.png").write_bytes(png_of(Image.new("RGB", (8, 8)), made_with))
         assert [is_painted(tmp_path / "a.png", shot, 0, "base") for shot in shots] == [made_with is each for each in said]
+
+
+@pytest.mark.parametrize(("every", "warnings"), [(20, 0), (21, 1)])
+def test_frames_further_apart_than_a_picture_has_steps_are_told(
+    make_run: Callable[..., Run], every: int, warnings: int
+) -> None:
+    told: list[Event] = []
+    options = {"validation_preview": True, "validation_preview_steps": every, "validation_num_inference_steps": 20}
+    run = make_run("sana", validation_prompt="a cat", validation_seed=1, **options)
+    shots_of(run, load_family(run), told.append)
+    assert sum("no frame is shown" in event.text for event in told if isinstance(event, Notice)) == warnings

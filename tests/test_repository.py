@@ -170,10 +170,13 @@ def test_the_guide_to_stable_cascade_is_a_configuration_as_it_stands(tmp_path: P
 
 
 @pytest.mark.parametrize("page", ["data.md", "evaluation.md"])
-def test_the_pages_entries_are_entries(page: str, tmp_path: Path) -> None:
+def test_the_pages_entries_are_entries(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text('{"model_family": "sana"}')
     for name in ("portraits", "masks", "held-out"):
         (tmp_path / "datasets" / name).mkdir(parents=True)
+    for name in ("urls.csv", "table.parquet"):
+        (tmp_path / "datasets" / name).touch()
     blocks = json_blocks(page)
     assert blocks
     for datasets in blocks:

@@ -74,13 +74,12 @@ def compose(
     }
     options = [option for name, part in parts.items() for option in options_of(name, part)]
     idle = without_effect(options, given, values)
-    if "masked_loss_probability" in given and not any("conditioning_data" in entry.given for entry in entries):
-        idle.append("`masked_loss_probability` has no effect here: no set of pictures has `conditioning_data`.")
     output_dir = values["output_dir"]
     embeds = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "image_embeds"]
     masks = [_plain_entry(entry, output_dir) for entry in entries if entry.kind == "conditioning"]
     images = [_dataset(entry, family, output_dir, embeds) for entry in entries if entry.kind == "image"]
-    evals = [_dataset(entry, family, output_dir, embeds) for entry in entries if entry.kind == "eval"]
+    judged = values["num_eval_images"]
+    evals = [_dataset(entry, family, output_dir, embeds, at_most=judged) for entry in entries if entry.kind == "eval"]
     text = _dataset(_text_entry(entries), family, output_dir)
     datasets = [*images, *evals, *masks, *embeds, text]
     return Run(
@@ -139,11 +138,17 @@ def _plain_entry(entry: Entry, output_dir: str) -> Dataset:
     return Dataset(entry, layers.over(derived, "derived"), ())
 
 
-def _dataset(entry: Entry, family: FamilyFacts, output_dir: str, embeds: Sequence[Dataset] = ()) -> Dataset:
+def _dataset(
+    entry: Entry, family: FamilyFacts, output_dir: str, embeds: Sequence[Dataset] = (), *, at_most: int | None = None
+) -> Dataset:
+    """`at_most` so many of its pictures are used, unless it says fewer itself."""
     part = ENTRIES[entry.kind]
     layers = _core(part).over(family.defaults, "family").given(entry.given)
     if entry.kind == "eval":  # one class with `image`, whose kind is the default
         layers = layers.over({"dataset_type": entry.kind}, layers.sources["id"])
+    own = layers.values.get("max_num_samples")
+    if at_most is not None and (own is None or own > at_most):
+        layers = layers.over({"max_num_samples": at_most}, "derived")
     layers = layers.over(_of_named_cache(layers, embeds), "derived")
     derived = (derive_text_embeds if entry.kind == "text_embeds" else derive_image)(layers.values, output_dir)
     layers = layers.over(derived, "derived")

@@ -158,10 +158,10 @@ def _locate(option: Option, given: Given, where: Where, label: str) -> str | Pro
     path = Path(os.path.expanduser(given.value))
     if option.path == "output":
         return str(path) if given.value.startswith("~") else given.value
-    if (where.cwd / path).exists():
+    if os.path.exists(where.cwd / path):  # pathlib raises where it may not look
         return str(path) if given.value.startswith("~") else given.value
     beside = where.config_folder / path
-    if beside.exists():
+    if os.path.exists(beside):
         return str(beside.relative_to(where.cwd) if beside.is_relative_to(where.cwd) else beside)
     if option.path == "repository" and not _looks_local(given.value):
         return given.value
@@ -170,7 +170,7 @@ def _locate(option: Option, given: Given, where: Where, label: str) -> str | Pro
     mend = "Correct the path; a relative one is from the working directory, else from the config file's folder."
     if option.path == "repository":
         mend = "Correct the path, or name a hub repository as owner/name."
-    elif (where.cwd / f"{path}.example").is_file():
+    elif os.path.isfile(where.cwd / f"{path}.example"):
         mend = f"cp {path}.example {path} and edit it, or correct the path."
     return Problem(option.name, what, f"looked for {tried}.", mend)
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config import rules, rules_attention, rules_eval_loss, rules_memory, rules_publishing
+from simpletuner.config import rules, rules_attention, rules_memory, rules_publishing, rules_sets
 from simpletuner.config.arguments import LAUNCH, Arguments, read_arguments
 from simpletuner.config.compose import compose
 from simpletuner.config.entries import Entries, Entry, read_entries
 from simpletuner.config.layers import Given, Merged, Typed, Where, merge, show, typed
 from simpletuner.config.options import Option
 from simpletuner.config.resolved import resolved
-from simpletuner.config.rules_previews import preview_notices
+from simpletuner.config.rules_gallery import gallery_notices
 from simpletuner.config.run import Hardware, Run
 from simpletuner.config.sections import Reporting
 from simpletuner.config.sources import (
@@ -92,8 +92,8 @@ def build(parsed: Parsed, hardware: Hardware) -> Run:
     refused, warnings = rules.judge(run, [*problems, *parsed.family.check(run)])
     if refused:
         raise ConfigError(refused)
-    notices = [*rules_memory.notices(run), *rules_eval_loss.notices(run), *rules_publishing.notices(run)]
-    notices += preview_notices(run, has_webhook=run.reporting.webhook_config is not None)
+    notices = [*rules_memory.notices(run), *rules_sets.notices(run), *rules_publishing.notices(run)]
+    notices += gallery_notices(run, has_webhook=run.reporting.webhook_config is not None)
     return replace(run, notices=(*run.notices, *notices, *parsed.family.notices(run), *warnings))
 
 

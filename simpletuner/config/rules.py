@@ -143,7 +143,7 @@ def _validation(run: Run) -> Iterator[Problem]:
 
 def _folders(run: Run) -> Iterator[Problem]:
     output = run.checkpointing.output_dir
-    if Path(output).is_file():
+    if os.path.isfile(output):  # pathlib raises where it may not look
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
     for key in ("cache_dir_vae", "csv_cache_dir"):

@@ -98,12 +98,14 @@ def notices(run: Run) -> Iterator[str]:
 def savings(run: Run) -> Iterator[str]:
     """What to change where the device's memory is full: only what is not so already, what costs least first."""
     memory, is_adapter = run.memory, run.model.model_type == "lora"
-    if run.training.train_batch_size > 1:
+    if any((dataset.train_batch_size or run.training.train_batch_size) > 1 for dataset in run.datasets):
         yield "lower train_batch_size (gradient_accumulation_steps makes up for it)"
     if not memory.gradient_checkpointing or memory.gradient_checkpointing_interval > 1:
         yield "set gradient_checkpointing to true and gradient_checkpointing_interval to 1"
     if is_adapter and run.precision.base_model_precision == "no_change":
         yield "store the base in fewer bits (base_model_precision)"
+    if live := list(_live(run)):
+        yield f"encode ahead of the training, so that no encoder stays beside it ({' and '.join(live)})"
     if is_adapter and not memory.enable_group_offload:
         yield "keep the base in ordinary memory (enable_group_offload)"
     if not is_adapter:
@@ -113,3 +115,13 @@ def savings(run: Run) -> Iterator[str]:
     if run.has_tiles and not memory.vae_enable_tiling:
         yield "if it happened while pictures were encoded or painted: vae_enable_tiling"
     yield "take smaller pictures (resolution, validation_resolution) or fewer at once (vae_batch_size)"
+
+
+def _live(run: Run) -> Iterator[str]:
+    """The options by which encoders stay in memory while training."""
+    if run.text_embeds.text_cache_disable or run.text_embeds.text_cache_ondemand:
+        yield f"text_cache_{'disable' if run.text_embeds.text_cache_disable else 'ondemand'} false"
+    if any(dataset.vae_cache_disable for dataset in run.picture_sets):
+        yield "vae_cache_disable false"
+    if any(dataset.vae_cache_ondemand for dataset in run.picture_sets):
+        yield "vae_cache_ondemand false"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from simpletuner.config.spelling import canonical_key, relaxed_json, uses_environment
 
-__all__ = ["MASK", "SECRETS", "hidden", "masked", "masked_address", "masked_line", "secrets_in"]
+__all__ = ["MASK", "SECRETS", "hidden", "masked", "masked_address", "masked_line", "masked_words", "secrets_in"]
 
 MASK = "***"
 SECRETS = frozenset({"webhook_url", "callback_url", "auth_token", "aws_access_key_id", "aws_secret_access_key"})
@@ -61,6 +61,24 @@ def masked_address(text: str) -> str:
 
 
 _ADDRESS = re.compile(r"""(\w+://[^/\s"']+)/[^\s"']+""")
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """A command line's words, with what options that hold secrets are given as `masked` shows it."""
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if equals and canonical_key(name) in OBJECTS:
+            shown.append(f"{name}={_as_word(masked(value, name))}")
+        elif before.startswith("--") and canonical_key(before) in OBJECTS:
+            shown.append(_as_word(masked(word, before)))
+        else:
+            shown.append(word)
+    return shown
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def secrets_in(value: Any) -> Iterator[str]:

@@ -171,7 +171,8 @@ def _text(path: Path, cwd: Path) -> str:
         what = f"{shown(path, cwd)} is not UTF-8 text ({error.reason} at byte {error.start})."
         raise ConfigError([Problem("", what, mend="Save the file as UTF-8.")]) from error
     except OSError as error:
-        raise ConfigError([Problem("", f"{shown(path, cwd)} cannot be read: {error.strerror}.")]) from error
+        what = f"{shown(path, cwd)} cannot be read: {error.strerror}."
+        raise ConfigError([Problem("", what, mend="Correct the path, or make the file readable.")]) from error
 
 
 def _kind(value: Any) -> str:

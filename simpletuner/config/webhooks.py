@@ -171,7 +171,8 @@ def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError:  # a bracket or a port that is none
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # a bracket, a port or a name ("a..b") that is none
         return False
     is_plain = text.isascii() and text.isprintable() and " " not in text
     return is_plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not _has_login(text)

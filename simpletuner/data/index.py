@@ -128,6 +128,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def manifest_path(self) -> Path:
+        """Where what is known of its pictures is kept."""
+        return self._path
+
     def file(self, sample: int) -> str:
         """Its path within the set, with `/`."""
         return self._manifest.files.at(self._rows[sample])
@@ -153,6 +158,11 @@ class ImageSet:
     def alive(self) -> Ints:
         """The samples not excluded."""
         return np.flatnonzero(self._is_alive)
+
+    @property
+    def file_bytes(self) -> int:
+        """Of all files that were found, as far as the store tells their sizes."""
+        return int(self._manifest.sizes.clip(min=0).sum())
 
     def remembered(self, sample: int) -> Remembered | None:
         """What was learned when its file, unchanged since, was last encoded."""

@@ -31,7 +31,7 @@ from simpletuner.events import Notice, Progress, Tell
 if TYPE_CHECKING:
     from simpletuner.data.index import ImageSet
 
-__all__ = ["NO_MASK", "MaskStore", "Masks", "fill_masks", "find_masks"]
+__all__ = ["NO_MASK", "RECIPE", "SHARD_ITEMS", "MaskStore", "Masks", "fill_masks", "find_masks", "mask_keys"]
 
 RECIPE = Recipe("mask", {"channel": "first", "resize": "torch uint8 lanczos antialias, then area"})
 NO_MASK = "no mask"
@@ -40,6 +40,8 @@ NAMED = 10
 AT_ONCE = 64
 """Masks that wait in memory."""
 READERS = 8
+SHARD_ITEMS = 16 * AT_ONCE
+"""Masks in one shard of the cache."""
 
 
 class Mask(NamedTuple):
@@ -114,11 +116,7 @@ def fill_masks(images: ImageSet, latent: LatentSpec, *, ranks: Ranks, tell: Tell
         return None
     cache = TensorCache(images.cache_dir, RECIPE)
     together(ranks, lambda: cache.set_aside(tell) if ranks.rank == 0 else None)
-    keys = np.zeros(len(images), KEY_DTYPE)
-    for sample in images.alive().tolist():
-        mask = masks.of(images.file(sample))
-        assert mask is not None, "pictures without a mask were left out when the set was opened"
-        keys[sample] = _key(mask, images.place(sample), latent).encode()
+    keys = mask_keys(images, latent)
     alive = images.alive()
     todo = alive[~cache.held(keys[alive])][ranks.rank :: ranks.ranks]
     shares = together(ranks, lambda: _fill(images, masks, latent, cache, keys, todo, tell))
@@ -130,6 +128,17 @@ def fill_masks(images: ImageSet, latent: LatentSpec, *, ranks: Ranks, tell: Tell
     _tell(images, store, [(sample, f"mask {reason}") for sample, reason, _ in faults], tell)
     images.check_usable()
     return store
+
+
+def mask_keys(images: ImageSet, latent: LatentSpec) -> Keys:
+    """Under which the masks of a set that has them are kept, by sample; empty for one that is left out."""
+    assert images.masks is not None, "the set has masks"
+    keys = np.zeros(len(images), KEY_DTYPE)
+    for sample in images.alive().tolist():
+        mask = images.masks.of(images.file(sample))
+        assert mask is not None, "pictures without a mask were left out when the set was opened"
+        keys[sample] = _key(mask, images.place(sample), latent).encode()
+    return keys
 
 
 def _fill(
@@ -156,7 +165,7 @@ def _fill(
     if not len(todo):
         return faults
     task = f"reading masks of {images.entry.id}"
-    with ThreadPoolExecutor(READERS, thread_name_prefix="read-masks") as pool, cache.writer(AT_ONCE * 16) as writer:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-masks") as pool, cache.writer(SHARD_ITEMS) as writer:
         for start in range(0, len(todo), AT_ONCE):
             tell(Progress(task, start, len(todo), "masks"))
             writer.add([item for items in pool.map(made, todo[start : start + AT_ONCE].tolist()) for item in items])

@@ -22,7 +22,6 @@ __all__ = [
     "Cond",
     "Cursor",
     "Embeds",
-    "ImageEncoder",
     "LatentSpec",
     "MicroBatch",
     "PictureEncoder",
@@ -119,35 +118,24 @@ class TextEncoder(Protocol):
         """Yields `encode`: prompts -> embeds on the CPU, one for each. The weights are gone after the block."""
 
 
-class ImageEncoder(Protocol):
-    """The image encoder on loan, like `TextEncoder`."""
-
-    def hollow(self) -> nn.Module:
-        """The network without its weights, on the meta device: from small files."""
-
-    def rehearse(self, network: nn.Module, pixels_B3HW: Tensor) -> Any:
-        """What `hollow` gave encodes pixels on the meta device, as `lent` would: nothing is computed."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """What alters all latents."""
-
-    def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor, Sequence[str]], Tensor]]:
-        """Yields `encode`: pixels (B, 3, rows, columns) float32 in [-1, 1] -> latents (B, C, H, W) float32 on the CPU.
-
-        Each picture's cache key goes along: an encoder that draws at random draws by it, and so the same again.
-        """
-
-
 class PictureEncoder(Protocol):
-    """Anything that makes a tensor of a picture and is on loan: an image encoder is one."""
+    """Anything that makes a tensor of a picture, on loan like a `TextEncoder`: the image encoder makes latents."""
 
     @property
     def recipe(self) -> Recipe:
         """What alters all that it makes."""
 
+    def hollow(self) -> nn.Module:
+        """The network without its weights, on the meta device: from small files."""
+
+    def rehearse(self, network: nn.Module, pixels_B3HW: Tensor) -> Tensor:
+        """What `hollow` gave encodes pixels on the meta device, as `lent` would: nothing is computed."""
+
     def lent(self, device: str) -> AbstractContextManager[Callable[[Tensor, Sequence[str]], Tensor]]:
-        """Yields `encode`: pixels as for `ImageEncoder` -> a tensor (B, ...) float32 on the CPU."""
+        """Yields `encode`: pixels (B, 3, rows, columns) float32 in [-1, 1] -> a tensor (B, ...) float32 on the CPU.
+
+        Each picture's cache key goes along: an encoder that draws at random draws by it, and so the same again.
+        """
 
 
 @dataclass(frozen=True)

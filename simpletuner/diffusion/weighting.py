@@ -1,6 +1,6 @@
 """How much each sample's loss counts, where that is learned while training. Fixed weights are the family's `weight`.
 
-Shape letters:  B batch,  K buckets of log-SNR.
+Shape letters:  B batch,  H W latent rows and columns,  K buckets of log-SNR.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class AdaptiveWeights:
         """(B,) float32."""
         return (1 / self._mean_K[self._bucket(t_B)]).clamp(LEAST, MOST)
 
-    def note(self, t_B: Tensor, loss_B: Tensor) -> None:
-        """Remember unweighted losses."""
+    def note(self, t_B: Tensor, loss_B: Tensor, mask_B1HW: Tensor | None = None) -> None:
+        """Remember unweighted losses. One that an empty mask made says nothing of how hard its time is."""
+        counts_B = torch.ones_like(t_B) if mask_B1HW is None else mask_B1HW.flatten(1).any(1)
         # By comparison, not by index_add: that adds in no fixed order on a GPU.
         is_in_BK = (self._bucket(t_B)[:, None] == torch.arange(BUCKETS, device=t_B.device)).float()
         loss_B = loss_B.detach().float()
-        self._noted_2K += torch.stack([loss_B, torch.ones_like(loss_B)]) @ is_in_BK
+        self._noted_2K += torch.stack([loss_B, counts_B.to(loss_B)]) @ is_in_BK
 
     def update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Take in what was noted. `total` sums a tensor over all ranks."""

@@ -13,14 +13,14 @@ import torch
 
 from simpletuner.config.run import Run
 from simpletuner.errors import UserError
-from simpletuner.evaluation.names import Weights
+from simpletuner.events import Weights
 from simpletuner.families.common import load_whole, on_loan
 from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ClipScore", "figures_of", "verify_judge"]
+__all__ = ["ClipScore", "figures_of", "judge_needs", "verify_judge"]
 
 OPTION = "pretrained_evaluation_model_name_or_path"
 NEEDED = (("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.json"))
@@ -67,11 +67,18 @@ def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
 
     Unless it `may_fetch` them, of a hub repository only the configuration is looked at.
     """
-    if run.scores.evaluation_type != "clip":
+    if run.scores.evaluation_type != "clip" or not run.validation.has_gallery:
         return
     repository = _repository(run.scores.pretrained_evaluation_model_name_or_path)
     if repository.is_local or may_fetch:
         _component(repository).verify()
+
+
+def judge_needs(run: Run) -> list[tuple[Repository, str]]:
+    """The repository that a run's judge is read from, wholly (""), as a family tells its own; none if nothing is scored."""
+    if run.scores.evaluation_type != "clip":
+        return []
+    return [(Repository(run.scores.pretrained_evaluation_model_name_or_path, option=OPTION), "")]
 
 
 def _repository(name: str) -> Repository:

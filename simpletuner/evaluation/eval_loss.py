@@ -28,14 +28,13 @@ from simpletuner.diffusion.density import Density
 from simpletuner.diffusion.objective import l2
 from simpletuner.errors import RunError
 from simpletuner.evaluation.gallery import standing
-from simpletuner.evaluation.names import Weights
-from simpletuner.events import Measured, Notice, Progress
+from simpletuner.events import Measured, Notice, Progress, Weights
 from simpletuner.training.jobs import Due, interval_steps
 
 if TYPE_CHECKING:
     from simpletuner.training.trainer import Trainer
 
-__all__ = ["Figures", "Judge", "Slice", "chosen", "dealt", "quantiles", "slices"]
+__all__ = ["Figures", "Judge", "Slice", "dealt", "quantiles", "slices"]
 
 NAMES: dict[Weights, str] = {"trained": "eval_loss", "ema": "eval_loss_ema", "base": "eval_loss_base"}
 """What the figures and curves of each state of the weights are called; `<name>/<set>` of one set among several."""
@@ -107,7 +106,7 @@ class Judge:
         self._sets = sets
         self._latents = latents
         self._prompts = prompts
-        self._slices = slices(sets, options.num_eval_images, run.training.train_batch_size)
+        self._slices = slices(sets, run.training.train_batch_size)
         self._base: Figures | None = None
         self._has_begun = False
 
@@ -165,12 +164,13 @@ class Judge:
         return Figures(known["means"], curves)
 
     def _fingerprint(self, trainer: Trainer) -> str:
-        """Of what is asked: pictures, captions, sizes and times."""
-        words: list[Any] = [self._pooled]
+        """Of what is asked: pictures, captions, sizes, times, how noise is mixed in and how much a time counts."""
+        words: list[Any] = [self._pooled, repr(trainer.family.process)]
         for part in self._slices:
             images = self._sets[part.dataset]
             words += [[images.entry.id, images.file(i), images.captions(i)[0], part.bucket_WH] for i in part.ids]
-            words.append(self._grid(trainer, part))
+            grid = self._grid(trainer, part)
+            words += [grid, trainer.family.weight(torch.tensor(grid)).tolist()]
         return hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest()
 
     def _grid(self, trainer: Trainer, part: Slice) -> list[float]:
@@ -229,20 +229,12 @@ class Judge:
         return figures
 
 
-def chosen(images: ImageSet, count: int | None) -> list[int]:
-    """The usable samples that are judged, `count` at most: by a hash of their names, so that new files replace few of them."""
-    samples = images.alive().tolist()
-    if count is None:
-        return samples
-    return sorted(sorted(samples, key=lambda i: draw_seed(images.entry.id, images.file(i), "eval picture"))[:count])
-
-
-def slices(sets: Sequence[ImageSet], count: int | None, batch_size: int) -> list[Slice]:
+def slices(sets: Sequence[ImageSet], batch_size: int) -> list[Slice]:
     """What is judged, in pieces that no number of ranks alters: a batch of another size may differ in its last bit."""
     found = []
     for dataset, images in enumerate(sets):
         by_bucket: dict[int, list[int]] = {}
-        for sample in chosen(images, count):
+        for sample in images.alive().tolist():
             by_bucket.setdefault(int(images.bucket_ids[sample]), []).append(sample)
         for bucket, ids in sorted(by_bucket.items()):
             size = images.entry.train_batch_size or batch_size

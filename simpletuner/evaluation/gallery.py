@@ -20,10 +20,10 @@ from simpletuner.data.ranks import together
 from simpletuner.data.samples import Prompt
 from simpletuner.evaluation.clip_score import ClipScore, figures_of
 from simpletuner.evaluation.files import PictureFiles, png_of
-from simpletuner.evaluation.names import Weights, facts, file_name, is_painted
+from simpletuner.evaluation.names import facts, file_name, is_painted
 from simpletuner.evaluation.page import write_page
 from simpletuner.evaluation.previews import Previews
-from simpletuner.events import Measured, Painted, Progress
+from simpletuner.events import Measured, Painted, Progress, Weights
 from simpletuner.families.base import Shot
 from simpletuner.training.jobs import Due, interval_steps
 from simpletuner.training.optimizers import averaged
@@ -59,7 +59,7 @@ class Gallery:
         self._kinds = kinds(run)
         self._files = PictureFiles()
         self._previews = Previews(run)
-        self._clip = ClipScore(run) if run.scores.evaluation_type == "clip" else None
+        self._clip = ClipScore(run) if shots and run.scores.evaluation_type == "clip" else None
         self._start: int | None = None
         """Step at which this process began."""
         self._painted: int | None = None
@@ -122,7 +122,7 @@ class Gallery:
         with generators, torch.no_grad():
             latents = []
             with (
-                self._previews.lent(trainer, step) as watch,
+                self._previews.lent(trainer, step, weights) as watch,
                 standing(trainer, weights),
                 trainer.family.sampler(trainer.denoiser, device) as sample,
             ):
@@ -135,7 +135,7 @@ class Gallery:
                 for (path, shot), latents_1CHW in zip(shots.items(), latents, strict=True):
                     image = decode(latents_1CHW, *map(self._prompts.get, _prompts(shot)))
                     png = png_of(image, facts(shot, step, weights))
-                    self._files.write(png, Painted(path, shot.nickname, shot.prompt, step), trainer.tell)
+                    self._files.write(png, Painted(path, shot.nickname, shot.prompt, step, weights), trainer.tell)
         trainer.tell(Progress(task, len(shots), len(shots), "pictures"))
         self._measure(trainer, step, weights)
 

@@ -6,15 +6,14 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
+from simpletuner.events import Weights
 from simpletuner.families.base import Shot
 
-__all__ = ["Picture", "Weights", "facts", "file_name", "file_stem", "is_painted", "pictures_in"]
+__all__ = ["Picture", "facts", "file_name", "file_stem", "is_painted", "pictures_in"]
 
-Weights = Literal["base", "trained", "ema"]
 NAME_BYTES = 100
 """Longest nickname in a file name; file systems allow 255 bytes for the whole."""
 NAME = re.compile(r"step_\d+_.*_(\d+)_\d+x\d+\.png", re.DOTALL)
@@ -32,7 +31,7 @@ def file_stem(shot: Shot, weights: Weights = "trained") -> str:
 
     Nicknames that become the same are still told apart by their index.
     """
-    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("_")
+    nickname = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", shot.nickname)).strip("._")
     nickname = nickname.encode()[:NAME_BYTES].decode(errors="ignore") or "prompt"
     nickname += "_ema" if weights == "ema" else ""
     return f"{nickname}_{shot.index}_{shot.width_px}x{shot.height_px}"

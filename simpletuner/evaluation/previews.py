@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from simpletuner.config.run import Run
 from simpletuner.data.whole import write_whole
 from simpletuner.evaluation.files import png_of
 from simpletuner.evaluation.names import file_stem
-from simpletuner.events import Notice, Previewed, Tell
+from simpletuner.events import Notice, Previewed, Tell, Weights
 from simpletuner.families.base import OnStep, Shot
 
 if TYPE_CHECKING:
@@ -40,28 +41,33 @@ class Previews:
         self._folder = Path(run.checkpointing.output_dir) / "previews"
 
     @contextmanager
-    def lent(self, trainer: Trainer, step: int) -> Iterator[Watch]:
+    def lent(self, trainer: Trainer, step: int, weights: Weights) -> Iterator[Watch]:
         """The quick decoder is on the device in this block only."""
         if not self._is_on:
             yield lambda shot: None
             return
         failures: list[str] = []
         with trainer.family.preview_decoder(trainer.engine.device) as decode:
-            yield lambda shot: self._frames(shot, trainer.family.sampler_steps(shot), step, decode, trainer.tell, failures)
+
+            def watch(shot: Shot) -> OnStep:
+                frame = Previewed(b"", shot.nickname, shot.prompt, step, 0, trainer.family.sampler_steps(shot), weights)
+                return self._frames(shot, frame, decode, trainer.tell, failures)
+
+            yield watch
         if failures:
             trainer.tell(Notice(f"Previews could not be kept in {self._folder}: {failures[0]}.", "warning"))
 
     def _frames(
-        self, shot: Shot, steps: int, step: int, decode: Callable[[Tensor], Image], tell: Tell, failures: list[str]
+        self, shot: Shot, frame: Previewed, decode: Callable[[Tensor], Image], tell: Tell, failures: list[str]
     ) -> OnStep:
         path = self._folder / f"{file_stem(shot)}.png"
 
         def on_step(done: int, latents_1CHW: Tensor) -> None:
             if done % self._every:
                 return
-            texts = {"nickname": shot.nickname, "prompt": shot.prompt, "step": str(step), "inference_step": f"{done}/{steps}"}
-            png = png_of(decode(latents_1CHW), texts, compression=FAST)
-            tell(Previewed(png, shot.nickname, shot.prompt, step, inference_step=done, inference_steps=steps))
+            how_far = {"step": str(frame.step), "inference_step": f"{done}/{frame.inference_steps}", "weights": frame.weights}
+            png = png_of(decode(latents_1CHW), {"nickname": shot.nickname, "prompt": shot.prompt, **how_far}, compression=FAST)
+            tell(replace(frame, png=png, inference_step=done))
             try:
                 write_whole(path, png)
             except OSError as error:  # a frame is no picture: the next one replaces it anyway

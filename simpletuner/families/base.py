@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from simpletuner.config.options import Section
 from simpletuner.config.run import Run
-from simpletuner.data.samples import Cond, Embeds, ImageEncoder, LatentSpec, PictureEncoder, Place, TextEncoder
+from simpletuner.data.samples import Cond, Embeds, LatentSpec, PictureEncoder, Place, TextEncoder
 from simpletuner.errors import Problem
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class ModelFamily(ABC):
         """Used one after another, each over all prompts."""
 
     @abstractmethod
-    def image_encoder(self) -> ImageEncoder:
-        """What makes latents of pixels."""
+    def image_encoder(self) -> PictureEncoder:
+        """What makes latents (B, C, H, W) of pixels."""
 
     def image_prompts(self) -> tuple[PictureEncoder, float] | None:
         """What also tells the denoiser of the picture itself, and of which share of samples, if the run asks for it.

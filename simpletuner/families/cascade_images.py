@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simpletuner.data.samples import Recipe
 from simpletuner.families import common
 from simpletuner.families.cascade_pictures import undisturbed
+from simpletuner.families.hollow import hollow
 from simpletuner.families.repository import Repository
 
 if TYPE_CHECKING:
@@ -46,6 +47,15 @@ class ClipImageEncoder:
             return CLIPImageProcessor.from_pretrained(
                 self.repository.component("feature_extractor").folder, local_files_only=True
             )
+
+    def hollow(self) -> nn.Module:
+        from transformers import CLIPVisionModelWithProjection
+
+        return hollow(CLIPVisionModelWithProjection, self.repository, "image_encoder", "float32")
+
+    def rehearse(self, network: Any, pixels_B3HW: Tensor) -> Tensor:
+        edge = network.config.image_size
+        return network(pixels_B3HW.new_zeros(len(pixels_B3HW), 3, edge, edge)).image_embeds
 
     def load(self) -> nn.Module:
         from transformers import CLIPVisionModelWithProjection

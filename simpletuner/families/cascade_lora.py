@@ -10,9 +10,23 @@ from simpletuner.families import common
 from simpletuner.families.base import StateDict
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["PREFIX", "PREFIXES", "export_comfyui", "load_stage_c_lora", "to_comfyui"]
+__all__ = ["PREFIX", "PREFIXES", "PRESETS", "export_comfyui", "load_stage_c_lora", "to_comfyui"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+BLOCKS = ("channelwise.0", "channelwise.4")
+MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
+ENDS = ("clip_txt_mapper", "clip_txt_pooled_mapper", "clip_img_mapper", "embedding.1", "clf.1")
+BETWEEN = ("down_downscalers.1.1.blocks.0", "up_upscalers.0.1.blocks.1")
+"""1x1 convolutions where one level hands over to the other, of the same size."""
+PRESETS = {
+    "attention": ATTENTION,
+    "blocks": BLOCKS,
+    "mapper": MAPPERS,
+    "full": (*ATTENTION, *BLOCKS, *MAPPERS, *ENDS, *BETWEEN),
+}
+"""`lora_target_preset` -> the ends of layers' names."""
 
 PREFIX = "prior"
 PREFIXES = (PREFIX, "unet")
@@ -21,6 +35,7 @@ PREFIXES = (PREFIX, "unet")
 RENAMED = {f"attention.{name}": f"attention.attn.{name}" for name in ("to_q", "to_k", "to_v")}
 RENAMED["attention.to_out.0"] = "attention.attn.out_proj"
 """Layers whose path in the authors' own code differs from diffusers'."""
+HALVES = (".lora_A.weight", ".lora_B.weight")
 MATRICES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
@@ -74,16 +89,31 @@ def to_comfyui(weights: StateDict, alpha: float) -> StateDict:
 
 
 def _check_fit(prior: nn.Module, weights: StateDict, path: str | Path) -> None:
-    """Raises UserError unless every matrix finds its layer, of its width. Before anything is changed."""
-    layers: dict[str, Any] = dict(prior.named_modules())
+    """Raises UserError unless every tensor finds its layer, of its width, and its other half. Before anything is changed."""
+    from torch import nn
+
+    shapes = {name: layer.weight.shape for name, layer in prior.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     for name, tensor in weights.items():
-        layer, _, matrix = name.partition(".lora_")
-        place = 1 if matrix.startswith("A.") else 0  # else B, or DoRA's length of each row
-        if layer not in layers or layers[layer].weight.shape[place] != tensor.shape[place]:
+        layer, _, part = name.partition(".lora_")
+        if layer not in shapes or _width(part, tensor) != shapes[layer][1 if part == "A.weight" else 0]:
             raise UserError(
                 f"`{path}` does not fit this prior: `{name}` {tuple(tensor.shape)} finds no layer of its width.",
                 mend="load the prior that it was trained on: `prior`, or `prior_lite` for the flavour stage-c-lite.",
             )
+    downs, ups = ({name.removesuffix(end) for name in weights if name.endswith(end)} for end in HALVES)
+    if lonely := sorted(downs ^ ups):
+        raise UserError(
+            f"`{path}` is not whole: it holds one of two matrices of {', '.join(lonely[:3])}.",
+            why="such a layer would stay as it is, silently.",
+            mend="fetch the file again, or save it anew.",
+        )
+
+
+def _width(part: str, tensor: Tensor) -> int | None:
+    """Inputs of a layer by its down projection, outputs by the up projection or DoRA's lengths; None of anything else."""
+    if part == "magnitude_vector":
+        return tensor.numel()  # in one dimension, or as a convolution's in four
+    return {"A.weight": tensor.shape[1], "B.weight": tensor.shape[0]}.get(part) if tensor.ndim > 1 else None
 
 
 def _guessed(weights: StateDict) -> dict[str, Any]:

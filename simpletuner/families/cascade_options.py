@@ -24,8 +24,8 @@ class StableCascadeOptions(Section):
     """Shift of the training noise schedule: above 1 noisier, for pictures larger than 1024 px; below 1 more detail."""
 
     stable_cascade_effnet_encoder: str | None = option(None, path="input")
-    """The image encoder's weights, `effnet_encoder.safetensors`. Unset: looked for at the root of the decoder's repository,
-    then of the prior's."""
+    """The image encoder's weights, `effnet_encoder.safetensors`, or the folder that holds them. Unset: looked for at the root
+    of the decoder's repository, then of the prior's."""
 
     stable_cascade_image_embed_probability: float = option(0.0, ge=0, le=1)
     """Share of samples that are trained with the CLIP-L embedding of their own picture, as the authors did with 0.1; the others

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from simpletuner.data.samples import Embeds, Prompt, Recipe
 from simpletuner.errors import UserError
 from simpletuner.families import common
+from simpletuner.families.base import StateDict
 from simpletuner.families.hollow import hollow, token_ids, zeros
-from simpletuner.families.repository import Repository, fingerprint_file
+from simpletuner.families.repository import Repository, fingerprint_file, verify_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +31,13 @@ __all__ = [
     "SemanticCompressor",
     "load_previewer",
     "loose_file",
+    "own_encoder",
     "size_of",
+    "verify_previewer",
 ]
 
 ENCODER_FILE = "effnet_encoder.safetensors"
 PREVIEWER_FILE = "previewer.safetensors"
-STEM = "backbone.0.0.weight"
 PROMPT_TOKENS = 77
 CELL_PX = 128 / 3
 SCALE = 0.75
@@ -123,38 +125,44 @@ class SemanticCompressor:
     @cached_property
     def file(self) -> Path:
         """Where it lies, fetched if need be. Raises UserError."""
-        return Path(self.own) if self.own else loose_file(ENCODER_FILE, self.repositories)
+        return own_encoder(Path(self.own)) if self.own else loose_file(ENCODER_FILE, self.repositories)
 
     @cached_property
     def recipe(self) -> Recipe:
         return Recipe("effnet", {"weights": fingerprint_file(self.file), "dtype": "float32", "scale": SCALE})
 
+    def verify(self) -> None:
+        """Raises UserError unless the file holds this network's weights, by its header. Loads none."""
+        import torch
+
+        with torch.device("meta"):
+            self._network(described(self.file))
+
     def load(self) -> nn.Module:
         from safetensors.torch import load_file
 
+        weights = load_file(self.file)
+        return filled(self._network(weights), weights)
+
+    def _network(self, weights: Mapping[str, Tensor]) -> nn.Module:
         from simpletuner.networks.effnet import EfficientNetEncoder, layout_of
 
-        weights = load_file(self.file)
         layout = layout_of(weights)
         if layout is None:
             raise UserError(
                 f"`{self.file}` is not Stable Cascade's image encoder: no EfficientNetV2-S of a known width.",
                 mend=f"use the `{ENCODER_FILE}` of the hub repository `stabilityai/stable-cascade`.",
             )
-        return load_strictly(EfficientNetEncoder(layout), weights, self.file)
+        return fitting(EfficientNetEncoder(layout), weights, self.file, ENCODER_FILE)
 
     def hollow(self) -> nn.Module:
         import torch
-        from safetensors import safe_open
 
         from simpletuner.networks.effnet import PUBLISHED, EfficientNetEncoder, layout_of
 
         places = [repository.here(ENCODER_FILE) for repository in self.repositories]
-        file = Path(self.own) if self.own else next((place for place in places if place is not None), None)
-        layout = None
-        if file is not None and file.is_file():
-            with safe_open(file, "pt") as weights:
-                layout = layout_of({STEM: weights.get_tensor(STEM)} if STEM in weights.keys() else {})  # noqa: SIM118
+        file = own_encoder(Path(self.own)) if self.own else next((place for place in places if place is not None), None)
+        layout = None if file is None or not file.is_file() else layout_of(described(file))
         with torch.device("meta"):
             return EfficientNetEncoder(layout or PUBLISHED).eval()
 
@@ -187,15 +195,38 @@ def size_of(latents_1CHW: Tensor) -> tuple[int, int]:
     return round(columns * CELL_PX), round(rows * CELL_PX)
 
 
+def verify_previewer(file: Path) -> None:
+    """Raises UserError unless the file holds the Previewer's weights, by its header. Loads none."""
+    import torch
+
+    with torch.device("meta"):
+        _previewer(described(file), file)
+
+
 def load_previewer(file: Path) -> nn.Module:
     """The network that shows latents without Stage B and A, in float32. Raises UserError."""
     from safetensors.torch import load_file
 
+    weights = load_file(file)
+    return filled(_previewer(weights, file), weights)
+
+
+def _previewer(weights: Mapping[str, Tensor], file: Path) -> nn.Module:
     from simpletuner.networks.previewer import Previewer
 
-    weights = load_file(file)
     width = len(weights.get("blocks.0.weight", ())) or 512
-    return load_strictly(Previewer(width), weights, file)
+    return fitting(Previewer(width), weights, file, PREVIEWER_FILE)
+
+
+def own_encoder(path: Path) -> Path:
+    """The image encoder's file, named by it or by its folder. Raises UserError."""
+    file = path / ENCODER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"`stable_cascade_effnet_encoder` names the folder `{path}`, which holds no `{ENCODER_FILE}`.",
+            mend="name the file itself, or leave the option out: then it is looked for in the model's repositories.",
+        )
+    return file
 
 
 def loose_file(name: str, repositories: Sequence[Repository]) -> Path:
@@ -218,17 +249,32 @@ def loose_file(name: str, repositories: Sequence[Repository]) -> Path:
     )
 
 
-def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
-    """`module` with exactly these weights, in eval mode. Raises UserError if one is missing, unknown or of another shape."""
-    own = module.state_dict()
+def described(file: Path) -> StateDict:
+    """The tensors of a safetensors file without their numbers. Raises UserError if it is not whole."""
+    import torch
+    from safetensors import safe_open
+
+    verify_file(file)
+    with safe_open(file, "pt") as opened:
+        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in opened.keys()}  # noqa: SIM118
+
+
+def fitting(network: nn.Module, weights: Mapping[str, Tensor], file: Path, published: str) -> nn.Module:
+    """`network`, if these are just its weights. Raises UserError if one is missing, unknown or of another shape."""
+    own = network.state_dict()
     misfits = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     wrong = {"missing": own.keys() - weights.keys(), "of another shape": misfits, "unknown": weights.keys() - own.keys()}
     told = [f"{len(names)} {kind} ({', '.join(sorted(names)[:3])})" for kind, names in wrong.items() if names]
     if told:
         raise UserError(
             f"`{file}` is not whole: of its weights are {'; '.join(told)}.",
-            why="the network would go on with random numbers, and train on latents that mean nothing.",
-            mend=f"fetch it again: `hf download stabilityai/stable-cascade {file.name}`.",
+            why="the network would go on with random numbers in their place, without an error.",
+            mend=f"fetch it again: `hf download stabilityai/stable-cascade {published} --local-dir FOLDER`.",
         )
-    module.load_state_dict(dict(weights), strict=True)
-    return module.eval()
+    return network
+
+
+def filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """`network` with these weights, in eval mode."""
+    network.load_state_dict(dict(weights), strict=True)
+    return network.eval()

@@ -6,14 +6,15 @@ Shape letters:  B batch,  C latent channels,  H W rows and columns.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simpletuner.errors import UserError
 from simpletuner.families import common
 from simpletuner.families.repository import Component, Repository
+from simpletuner.networks.libraries import IMAGE_PROCESSORS, without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,13 +32,14 @@ __all__ = [
     "stage_b",
     "undisturbed",
     "usage",
+    "verify_decoder",
 ]
 
 DEPRECATED = {
     "diffusers.pipelines.pipeline_utils": "has been deprecated and will not receive bug fixes",
-    "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision",
+    **IMAGE_PROCESSORS,
 }
-"""What these pipelines make the libraries say (diffusers 0.42, transformers 5.23), by the logger that says it."""
+"""What these pipelines make the libraries say (diffusers 0.42), by the logger that says it."""
 
 STAGE_B = ("decoder", "decoder_lite")
 """Where the real repositories keep it."""
@@ -129,6 +131,21 @@ def stage_a(repository: Repository) -> Component:
     return component if component.weights else repository.weights("vqgan")
 
 
+def verify_decoder(repository: Repository, subfolder: str) -> None:
+    """Raises UserError unless everything that `load_decoder` and its pipeline read is here, and whole by its headers."""
+    try:
+        stage_b(repository, subfolder).verify()
+        stage_a(repository).verify()
+        repository.scheduler_config()
+    except UserError as error:
+        raise UserError(
+            f"The gallery's decoder is not here: {error.problem.what}",
+            why="; ".join(filter(None, ["Stage C alone makes no pictures, Stages B and A do", error.problem.why])),
+            mend="fetch it, name another with `stable_cascade_decoder_model_name_or_path`, `_subfolder` and `_variant`, or set "
+            '"stable_cascade_use_decoder_for_validation" to false for small pictures by the Previewer network.',
+        ) from error
+
+
 def load_decoder_pipeline(name: str, subfolder: str = "decoder", variant: str | None = None) -> Any:
     """The stock StableCascadeDecoderPipeline of a hub repository or folder, in float32 on the CPU.
 
@@ -211,18 +228,6 @@ def shell(network: nn.Module, dtype: str) -> nn.Module:
     return Float32Shell(network, getattr(torch, dtype), exact=("timestep_ratio",))
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> AbstractContextManager[None]:
     """Keeps these libraries from saying what is known and no user can change; anything else is heard."""
-
-    def without(words: str) -> Callable[[logging.LogRecord], bool]:
-        return lambda record: words not in record.getMessage()
-
-    filters = {logging.getLogger(name): without(words) for name, words in DEPRECATED.items()}
-    for logger, quiet in filters.items():
-        logger.addFilter(quiet)
-    try:
-        yield
-    finally:
-        for logger, quiet in filters.items():
-            logger.removeFilter(quiet)
+    return without(DEPRECATED)

@@ -47,3 +47,28 @@ def notices(run: Run, options: StableCascadeOptions) -> Iterator[str]:
             "`vae_enable_tiling` has no effect on Stable Cascade: its image encoder weighs channels by their mean over the "
             "whole picture, which tiles would change, and its pictures have no decoder in tiles."
         )
+    if run.validation.has_gallery:
+        yield from _idle_settings(run, options)
+
+
+def _idle_settings(run: Run, options: StableCascadeOptions) -> Iterator[str]:
+    """What is written of the gallery's pictures and alters none of them."""
+    prior_guidance = options.stable_cascade_validation_prior_guidance_scale
+    guidance = run.validation.validation_guidance
+    if prior_guidance is not None and guidance not in (None, prior_guidance):
+        yield (
+            f"`validation_guidance` {guidance:g} is not used: "
+            f"`stable_cascade_validation_prior_guidance_scale` {prior_guidance:g} wins, and Stage B has its own."
+        )
+    has_decoder = options.stable_cascade_use_decoder_for_validation
+    decoder_guidance = options.stable_cascade_validation_decoder_guidance_scale
+    if has_decoder and 0 < decoder_guidance <= 1:
+        yield (
+            f"`stable_cascade_validation_decoder_guidance_scale` {decoder_guidance:g} makes the same pictures as 0: "
+            "the stock decoder guides above 1 only."
+        )
+    if not has_decoder and run.validation.validation_num_inference_steps is not None:
+        yield (
+            "`validation_num_inference_steps` is Stage B's, and the Previewer paints in its stead: only "
+            "`stable_cascade_validation_prior_num_inference_steps` counts."
+        )

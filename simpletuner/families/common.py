@@ -242,7 +242,7 @@ def load_scheduler(repository: Repository, flow_shift: float | None) -> Any:
     """The scheduler that the repository ships, at another shift if one is given."""
     import diffusers
 
-    config = repository.json("scheduler/scheduler_config.json")
+    config = repository.scheduler_config()
     if flow_shift is not None:
         config["flow_shift" if "flow_shift" in config else "shift"] = flow_shift  # DPMSolver's name for it, FlowMatchEuler's
         config["use_dynamic_shifting"] = False  # else the size of the picture would decide

@@ -14,13 +14,17 @@ __all__ = ["Download", "downloads", "sizes_on_hub"]
 HUB_TIMEOUT_S = 5.0
 
 
+WITHOUT_WEIGHTS = {"tokenizer": "tokenizer_config.json", "feature_extractor": "preprocessor_config.json"}
+"""Components that are settings alone -> the file that tells them."""
+
+
 @dataclass(frozen=True)
 class Download:
     """One part of a model that a run will fetch."""
 
     repository: str
     part: str
-    """A component's sub-folder, or a file."""
+    """A component's sub-folder, or a file; "" is a model that is no pipeline."""
     size_bytes: int | None
     """None: the hub could not be asked."""
 
@@ -57,9 +61,10 @@ def downloads(
 def _is_here(repository: Repository, part: str) -> bool:
     if repository.is_local or part.endswith(".safetensors"):
         return repository.is_local or repository.here(part) is not None
-    if part.startswith("tokenizer"):
-        return repository.here(f"{part}/tokenizer_config.json") is not None
-    config = repository.here(f"{part}/config.json")
+    for kind, file in WITHOUT_WEIGHTS.items():
+        if part.startswith(kind):
+            return repository.here(f"{part}/{file}") is not None
+    config = repository.here(f"{part}/config.json" if part else "config.json")
     if config is None:
         return False
     component = Component(config.parent, repository.variant)
@@ -81,7 +86,7 @@ def _size(sizes: Mapping[str, int] | None, part: str, variant: str | None) -> in
         return None
     if part in sizes:
         return sizes[part]
-    files = {name: size for name, size in sizes.items() if name.startswith(f"{part}/")}
+    files = {name: size for name, size in sizes.items() if name.rpartition("/")[0] == part}
     weights = {name for name in files if name.endswith(".safetensors")}
     wanted = {name for name in weights if variant_of(name) == variant} or {name for name in weights if variant_of(name) is None}
     small = {name for name in files if name.endswith((".json", ".model", ".txt"))}

@@ -24,6 +24,8 @@ INDEX = "model_index.json"
 SMALL_FILES = ("*.json", "*.model", "*.txt")
 """Configurations and tokenizers."""
 SAMPLE_BYTES = 64
+POINTER_BYTES = 1024
+"""A file that git-lfs has not fetched is shorter."""
 
 T = TypeVar("T")
 
@@ -41,7 +43,13 @@ class Component:
         return sorted(path for path in self.folder.glob("*.safetensors") if variant_of(path.name) == self.variant)
 
     def verify(self) -> None:
-        """Raises UserError unless the weights are whole by their headers."""
+        """Raises UserError unless the weights are whole by their headers, and a configuration says of what network."""
+        if not (self.folder / "config.json").is_file():
+            raise UserError(
+                f"`{self.folder}` has no `config.json`.",
+                why="weights alone do not say what network they belong to.",
+                mend="finish the download or copy of this folder, or choose another model.",
+            )
         for path in self.weights:
             verify_file(path)
 
@@ -87,10 +95,15 @@ class Repository:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"`{path}` of `{self.name}` cannot be read: {error}", why=f"it lies at `{file}`.") from error
+            mend = "finish the download or copy, or choose another model."
+            raise UserError(f"`{path}` of `{self.name}` cannot be read: {error}", f"it lies at `{file}`.", mend) from error
         if not isinstance(content, dict):
             raise UserError(f"`{path}` of `{self.name}` is not a JSON object.", why=f"it lies at `{file}`.")
         return content
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """What its gallery's scheduler is made of. Raises UserError."""
+        return self.json("scheduler/scheduler_config.json")
 
     def find(self, path: str) -> Path | None:
         """A single file, fetched if need be; None if the repository has none of this name. Raises UserError."""
@@ -319,12 +332,19 @@ def fingerprint_file(path: Path) -> str:
 def sampled(path: Path) -> Iterator[bytes]:
     """The header of a safetensors file, and a few bytes from the start, middle and end of each of its tensors."""
     with path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
+        size = path.stat().st_size
+        # Anything may lie there, a page of HTML or a pointer of git-lfs: the first bytes of text are an endless length.
+        header = file.read(min(int.from_bytes(file.read(8), "little"), size))
         data_start = file.tell()
         spans = spans_of(header)
-        if not spans or data_start + max(end for _, end in spans) != path.stat().st_size:
+        if not spans or data_start + max(end for _, end in spans) != size:
+            is_pointer = size < POINTER_BYTES and path.read_bytes().startswith(b"version https://git-lfs")
             raise UserError(
-                f"`{path}` is not a whole safetensors file.", mend="finish its download or copy, or fetch it again."
+                f"`{path}` is not a whole safetensors file.",
+                why="it is a pointer of git-lfs, which stands for the weights until they are pulled." if is_pointer else "",
+                mend="fetch the weights with `git lfs pull`."
+                if is_pointer
+                else "finish its download or copy, or fetch it again.",
             )
         yield header
         for begin, end in spans:
@@ -337,6 +357,7 @@ def spans_of(header: bytes) -> list[tuple[int, int]]:
     """Where the tensors of a safetensors file begin and end, counted from the end of its header; none if it is torn."""
     try:
         tensors = json.loads(header)
-    except ValueError:
+        spans = [tensor["data_offsets"] for name, tensor in sorted(tensors.items()) if name != "__metadata__"]
+        return [(int(begin), int(end)) for begin, end in spans]
+    except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, or none of this kind
         return []
-    return [tuple(tensor["data_offsets"]) for name, tensor in sorted(tensors.items()) if name != "__metadata__"]

@@ -126,6 +126,8 @@ class Sana(ModelFamily):
         return [(self.repository, name) for name in ("text_encoder", "tokenizer", "vae", DENOISER)]
 
     def verify(self) -> None:
+        if self.run.validation.has_gallery:
+            self.repository.scheduler_config()
         self.repository.verify("text_encoder", "vae", DENOISER)
 
     def text_encoders(self) -> tuple[GemmaEncoder]:

@@ -178,15 +178,19 @@ class StableDiffusion3(ModelFamily):
     def needs(self) -> list[tuple[Repository, str]]:
         names = [f"{part}{suffix}" for part in TEXT_PARTS for suffix in SUFFIXES]
         named = [(self.repository, name) for name in (*names, "vae", *([DENOISER] if self.single_file is None else []))]
-        return [*named, (self.preview_repository, "")] if self.run.previews.validation_preview else named
+        shows_previews = self.run.previews.validation_preview and self.run.validation.has_gallery
+        return [*named, (self.preview_repository, "")] if shows_previews else named
 
     def verify(self) -> None:
         common.verify_attention(self.run)
         config, file = self.denoiser_config, self.single_file  # small files first: to fetch the weights may take an hour
         if file is not None:
             verify_single_file(file, config, self.repository.name)
-        self.repository.verify(*(name for _, name in self.needs() if not name.startswith("tokenizer")))
-        if self.run.previews.validation_preview:
+        if self.run.validation.has_gallery:
+            self.repository.scheduler_config()
+        parts = [name for repository, name in self.needs() if repository is self.repository]
+        self.repository.verify(*(name for name in parts if not name.startswith("tokenizer")))
+        if self.run.previews.validation_preview and self.run.validation.has_gallery:
             self.preview_repository.weights("").verify()
 
     def text_encoders(self) -> tuple[ClipEncoder, ClipEncoder, T5Encoder]:
@@ -270,9 +274,12 @@ class StableDiffusion3(ModelFamily):
     @contextmanager
     def sampler(self, denoiser: nn.Module, device: str) -> Iterator[Callable[[Shot, Embeds, Embeds, OnStep | None], Tensor]]:
         import torch
-        from diffusers import StableDiffusion3Pipeline
 
         from simpletuner.networks.joint_attention import attending
+        from simpletuner.networks.libraries import IMAGE_PROCESSORS, without
+
+        with without(IMAGE_PROCESSORS):
+            from diffusers import StableDiffusion3Pipeline
 
         absent: dict[str, Any] = {f"{part}{suffix}": None for part in TEXT_PARTS for suffix in SUFFIXES}
         scheduler = common.load_scheduler(self.repository, self.run.validation.validation_flow_shift)

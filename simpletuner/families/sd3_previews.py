@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from simpletuner.families import common
 from simpletuner.families.repository import Component
+from simpletuner.networks.libraries import without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["TAESD3", "tiny_decoder"]
 
 TAESD3 = "madebyollin/taesd3"
+NOISE = {"diffusers.configuration_utils": "{'block_out_channels'"}
+"""diffusers 0.42 writes this key into every tiny autoencoder's configuration and then warns of it, at each gallery."""
 
 
 @contextmanager
@@ -26,7 +29,11 @@ def tiny_decoder(component: Component, device: str) -> Iterator[Callable[[Tensor
     """Latents (1, C, H, W) -> a picture, as the stock pipeline makes it with this autoencoder for its own. Raises UserError."""
     from diffusers import AutoencoderTiny
 
-    with common.on_loan(lambda: common.load_whole(AutoencoderTiny, component, "float32"), device) as vae:
+    def load() -> nn.Module:
+        with without(NOISE):
+            return common.load_whole(AutoencoderTiny, component, "float32")
+
+    with common.on_loan(load, device) as vae:
         yield lambda latents_1CHW: decode(vae(), latents_1CHW)
 
 

@@ -21,11 +21,11 @@ from simpletuner.families import cascade_pictures as pictures
 from simpletuner.families import cascade_rules, common
 from simpletuner.families.base import Flavour, ModelFamily, OnStep, Shot, StateDict
 from simpletuner.families.cascade_images import ClipImageEncoder
-from simpletuner.families.cascade_lora import PREFIX, PREFIXES, load_stage_c_lora
+from simpletuner.families.cascade_lora import PREFIX, PREFIXES, PRESETS, load_stage_c_lora
 from simpletuner.families.cascade_options import StableCascadeOptions
 from simpletuner.families.cascade_pictures import load_decoder_pipeline
 from simpletuner.families.hollow import hollow_or_whole
-from simpletuner.families.repository import Component, Repository, verify_file
+from simpletuner.families.repository import Component, Repository
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,9 +40,6 @@ __all__ = ["StableCascade", "StableCascadeOptions", "load_decoder_pipeline", "lo
 REPOSITORY = "stabilityai/stable-cascade-prior"
 ALIGNMENT_PX = 128  # three cells; other edges have no whole grid, and Stage B fails on some of them
 SUBFOLDERS = {"stage-c": "prior", "stage-c-lite": "prior_lite"}
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-BLOCKS = ("channelwise.0", "channelwise.4")
-MAPPERS = ("mapper", "mapper_sca", "mapper_crp", "kv_mapper.1")
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -52,12 +49,7 @@ class StableCascade(ModelFamily):
     title: ClassVar[str] = "Stable Cascade"
     default_flavour: ClassVar[str] = "stage-c"
     flavours: ClassVar[Mapping[str, Flavour]] = {name: Flavour(REPOSITORY, 1024) for name in SUBFOLDERS}
-    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "attention": ATTENTION,
-        "blocks": BLOCKS,
-        "mapper": MAPPERS,
-        "full": (*ATTENTION, *BLOCKS, *MAPPERS, "clip_txt_mapper", "clip_txt_pooled_mapper", "embedding.1", "clf.1"),
-    }
+    adapter_presets: ClassVar[Mapping[str, tuple[str, ...]]] = PRESETS
     lycoris_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn-only": ("Attention",),
         "attn-mlp": ("Attention", "Sequential"),
@@ -126,7 +118,7 @@ class StableCascade(ModelFamily):
             named.append((self.decoder_repository, parts.ENCODER_FILE))
         if self.options.stable_cascade_image_embed_probability:
             named += [(self.repository, name) for name in ("image_encoder", "feature_extractor")]
-        if not self._has_gallery:
+        if not self.run.validation.has_gallery:
             return named
         uses_decoder = self.options.stable_cascade_use_decoder_for_validation
         if self.run.previews.validation_preview or not uses_decoder:
@@ -136,34 +128,26 @@ class StableCascade(ModelFamily):
         stages = (self.options.stable_cascade_decoder_subfolder, "vqgan")
         return [*named, *((self.decoder_repository, name) for name in stages)]
 
-    @property
-    def _has_gallery(self) -> bool:
-        validation = self.run.validation
-        return validation.validation_prompt is not None or bool(validation.validation_prompt_library)
-
     def verify(self) -> None:
+        if self.subfolder != PREFIX and self.repository.find(f"{self.subfolder}/config.json") is None:
+            raise UserError(
+                f"`{self.repository.name}` has no `{self.subfolder}`, where {self.run.model.model_flavour} would lie.",
+                why=f"a pipeline of your own, such as a full fine-tune, keeps its one prior in `{PREFIX}`, of either flavour.",
+                mend='leave "model_flavour" out to train that one.',
+            )
         self.repository.verify("text_encoder", self.subfolder)
-        verify_file(self.image_encoder().file)
+        self.image_encoder().verify()
         if self.options.stable_cascade_image_embed_probability:
             self.repository.verify("image_encoder")
             self.repository.component("feature_extractor")
-        if not self._has_gallery:
+        if not self.run.validation.has_gallery:
             return
-        uses_decoder = self.options.stable_cascade_use_decoder_for_validation
-        if self.run.previews.validation_preview or not uses_decoder:
-            verify_file(self.loose_file(parts.PREVIEWER_FILE))
-        if not uses_decoder:
-            return
-        try:
-            for component in (self.decoder, self.vqgan):
-                component.verify()
-        except UserError as error:
-            raise UserError(
-                f"The gallery's decoder is not here: {error.problem.what}",
-                why=f"Stage C alone makes no pictures; Stages B and A do. {error.problem.why}".rstrip(),
-                mend="fetch it, name another with `stable_cascade_decoder_model_name_or_path` and `_subfolder`, or set "
-                '"stable_cascade_use_decoder_for_validation" to false for small pictures by the Previewer network.',
-            ) from error
+        self.repository.scheduler_config()
+        has_decoder = self.options.stable_cascade_use_decoder_for_validation
+        if self.run.previews.validation_preview or not has_decoder:
+            parts.verify_previewer(self.loose_file(parts.PREVIEWER_FILE))
+        if has_decoder:
+            pictures.verify_decoder(self.decoder_repository, self.options.stable_cascade_decoder_subfolder)
 
     def text_encoders(self) -> tuple[parts.ClipEncoder]:
         lending = common.Lending.of_text(self.run, self.run.precision.text_encoder_1_precision)

@@ -1,16 +1,19 @@
-"""Importing the quantising libraries without their noise."""
+"""Libraries without the noise that no user can change: of imports above all."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 
 from simpletuner.errors import require
 
-__all__ = ["import_model_libraries", "quiet_imports", "require_quietly"]
+__all__ = ["IMAGE_PROCESSORS", "import_model_libraries", "quiet_imports", "require_quietly", "without"]
+
+IMAGE_PROCESSORS = {"transformers.utils.import_utils": "requires torchvision"}
+"""Said by pipelines that name a processor of images (transformers 5.23); those by Pillow do as well, and none is used."""
 
 # What is said at import of kernels that nothing here uses. diffusers 0.42.1 and peft 0.21.2 import torchao and bitsandbytes
 # wherever they are installed, so everybody with all extras would read it. logger -> what its message holds
@@ -19,20 +22,26 @@ NOISE = {
     "torch.utils._pytree": "is an Enum subclass",  # torchao 0.18 under torch 2.13
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # 0.50.2: a faster kernel for CPUs
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",  # 0.42.1 looks for old names
+    **IMAGE_PROCESSORS,
 }
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
-    """For imports that bring in torchao and bitsandbytes: those messages, and only those, are not shown."""
-    filters = {name: _Without(words) for name, words in NOISE.items()}
-    for name, without in filters.items():
-        logging.getLogger(name).addFilter(without)
+def without(noise: Mapping[str, str]) -> Iterator[None]:
+    """Logger -> words: its messages that hold these words are not shown, inside; anything else is."""
+    filters = {logging.getLogger(name): _Without(words) for name, words in noise.items()}
+    for logger, each in filters.items():
+        logger.addFilter(each)
     try:
         yield
     finally:
-        for name, without in filters.items():
-            logging.getLogger(name).removeFilter(without)
+        for logger, each in filters.items():
+            logger.removeFilter(each)
+
+
+def quiet_imports() -> AbstractContextManager[None]:
+    """For imports that bring in torchao and bitsandbytes: those messages, and only those, are not shown."""
+    return without(NOISE)
 
 
 def import_model_libraries() -> None:

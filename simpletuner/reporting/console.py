@@ -75,6 +75,9 @@ class Console:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __str__(self) -> str:
+        return "The console"
+
     def close(self) -> None:
         """Take the bars away."""
         self._display.close()

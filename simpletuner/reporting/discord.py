@@ -97,7 +97,7 @@ def _text(event: Event) -> str:
             return "\n".join([head, *map(plain, filter(None, (event.what, event.why, event.mend)))])
         case Previewed():
             how_far = f"{event.inference_step} of {event.inference_steps}"
-            return f"{plain(event.nickname)} at step {event.step:,}, in the making: {how_far}"
+            return f"{_titled(event)} at step {event.step:,}, in the making: {how_far}"
         case Notice():
             return ("\N{WARNING SIGN} " if event.level == "warning" else "") + plain(event.text)
         case Progress():
@@ -116,8 +116,13 @@ def _gallery_text(pictures: Sequence[Painted]) -> str:
     lines = [f"**Gallery at step {pictures[0].step:,}**"]
     for one in pictures:
         prompt = one.prompt if len(one.prompt) <= PROMPT_CHARACTERS else one.prompt[: PROMPT_CHARACTERS - 1] + "…"
-        lines.append(f"{plain(one.nickname)}: {plain(prompt)}")
+        lines.append(f"{_titled(one)}: {plain(prompt)}")
     return "\n".join(lines)
+
+
+def _titled(picture: Painted | Previewed) -> str:
+    whose = {"trained": "", "ema": " (average)", "base": " (base model)"}[picture.weights]
+    return plain(picture.nickname) + whose
 
 
 def _posts(text: str, files: Sequence[Attachment]) -> Iterator[Post]:

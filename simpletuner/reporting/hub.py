@@ -23,6 +23,8 @@ __all__ = ["HubUploads", "Upload", "by_hand", "patience_s"]
 
 PAUSES_S = (2.0, 10.0, 60.0, 180.0, 300.0)
 """Between two attempts at one upload."""
+TOLD_FROM_S = 60.0
+"""A pause so long is told; what is mended sooner is nobody's concern."""
 REACH_S = 20.0
 """How long the start waits for the hub's answer before it goes on without."""
 LEAST_PATIENCE_S = 600.0
@@ -61,6 +63,8 @@ class HubUploads:
         self._queue: queue.Queue[Upload] = queue.Queue()
         self._open: list[Upload] = []
         self._failed: list[Upload] = []
+        self._has_trouble = False
+        """Whether it was told that uploads fail; it is told again only after one that succeeds."""
         self._news: queue.SimpleQueue[Notice] = queue.SimpleQueue()
 
     @property
@@ -160,8 +164,13 @@ class HubUploads:
                 if pause_s is None or _is_final(error):
                     self._news.put(Notice(f"The upload of {upload.what} failed: {_brief(error)}.", "warning"))
                     return False
+                if pause_s >= TOLD_FROM_S and not self._has_trouble:
+                    self._has_trouble = True
+                    again = "it is tried again for a while, and training goes on."
+                    self._news.put(Notice(f"The upload of {upload.what} fails so far ({_brief(error)}); {again}", "warning"))
                 time.sleep(pause_s)
             else:
+                self._has_trouble = False
                 self._news.put(Notice(f"Uploaded {upload.what} to {self._name}."))
                 return True
         raise AssertionError("the last attempt returns")

@@ -8,17 +8,22 @@ from typing import Any
 
 from simpletuner.events import Measured
 
-__all__ = ["measured_line", "measured_row"]
+__all__ = ["TENTHS", "measured_line", "measured_row", "tenth", "tenth_name"]
 
+TENTHS = 10
+"""Equal parts of time, t from 0 to 1, whose losses are told apart."""
 BESIDE = {"eval_loss_ema": "average", "eval_loss_base": "base"}
 """Figures that stand in brackets behind the trained weights' own, with their words."""
+PAINTERS = {"clip_score/ema": " of the average", "clip_score/base": " of the base"}
+"""Whose pictures a score judges, by what its figures begin with; others are the trained weights' own."""
 
 
 def measured_line(event: Measured) -> str:
     """`eval loss at step 100: 0.1234 (base 0.1500); cats 0.1100 (base 0.1600)`, `CLIP score at step 100: mean 28.13, ...`."""
     if event.kind == "clip":
         figures = [f"{name.rpartition('/')[2]} {value:.2f}" for name, value in event.figures.items()]
-        return f"CLIP score at step {event.step}: {', '.join(figures)}"
+        whose = next((words for name, words in PAINTERS.items() if f"{name}/mean" in event.figures), "")
+        return f"CLIP score{whose} at step {event.step}: {', '.join(figures)}"
     sets = [name.partition("/")[2] for name in event.figures if name.startswith("eval_loss/")]
     parts = [_with_others(event.figures, ""), *(f"{name} {_with_others(event.figures, f'/{name}')}" for name in sets)]
     return f"eval loss at step {event.step}: {'; '.join(parts)}"
@@ -39,3 +44,13 @@ def measured_row(event: Measured) -> dict[str, Any]:
         "curves": {name: [list(pair) for pair in curve] for name, curve in event.curves.items()},
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def tenth(t: float) -> int:
+    """Of the parts that time is cut into; pure noise belongs to the last."""
+    return min(int(t * TENTHS), TENTHS - 1)
+
+
+def tenth_name(nth: int) -> str:
+    """ "0.0-0.1" """
+    return f"{nth / TENTHS:.1f}-{(nth + 1) / TENTHS:.1f}"

@@ -28,6 +28,9 @@ class MetricsFile:
         self._path = path
         self._file: TextIO | None = None
 
+    def __str__(self) -> str:
+        return self._path.name
+
     def __call__(self, event: Event) -> None:
         """Append what an event says, if it is a figure."""
         row = _row(event, self._path.parent)
@@ -47,7 +50,8 @@ class MetricsFile:
 def _opened(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     is_cut_off = _is_cut_off(path)
-    file = path.open("a", encoding="utf-8")
+    # Half a surrogate, which UTF-8 has no bytes for, becomes what JSON writes for it: \ud800.
+    file = path.open("a", encoding="utf-8", errors="backslashreplace")
     if is_cut_off:
         file.write("\n")
     return file

@@ -106,7 +106,7 @@ class Outbox:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Return when everything is sent or the time is over; what was lost is told."""
+        """Return when everything is sent or the time is over, at most `closing_s` after `close`; what was lost is told."""
         assert self._closed_at_s is not None, "close() comes first"
         self._thread.join(max(0.0, self._closed_at_s + self._patience.closing_s - time.monotonic()))
         with self._changed:
@@ -143,7 +143,11 @@ class Outbox:
                 self._changed.wait()
 
     def _deliver(self, letter: Letter) -> bool:
-        return all(self._send(letter, post) for post in letter.posts(self._dropped))
+        try:
+            return all(self._send(letter, post) for post in letter.posts(self._dropped))
+        except Exception as error:  # noqa: BLE001  # as the bus round a sink: what one letter holds must not end the others
+            self._tell(Answer(None, type(error).__name__), is_final=True)
+            return False
 
     def _send(self, letter: Letter, post: Post) -> bool:
         """Post until it is taken, refused for good, or given up."""
@@ -184,10 +188,10 @@ class Outbox:
         share = 1.0 if letter.worth == Worth.VITAL else 0.5
         return self._closed_at_s + self._patience.closing_s * share
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: Answer, *, is_final: bool = False) -> None:
         reason = answer.reason if answer.status is not None else f"failed: {answer.reason}"
         if not self._trouble and not answer.is_limited:
-            again = "that message is left out" if answer.is_final else "it is tried again later"
+            again = "that message is left out" if is_final or answer.is_final else "it is tried again later"
             log.warning("%s %s; %s, and training goes on.", self._title, reason, again)
         if not answer.is_limited:
             self._trouble = reason

@@ -92,6 +92,8 @@ class Poster:
             return Answer(None, _reason(error.reason))
         except (OSError, HTTPException) as error:
             return Answer(None, _reason(error))
+        except UnicodeError:  # "a..b", or a part of more than 63 letters
+            return Answer(None, "its host is no name")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -92,7 +92,14 @@ def _event(event: Event) -> dict[str, Any]:
 def _gallery(pictures: list[Painted]) -> dict[str, Any]:
     """Pictures that were painted one after another, read from disk now; `png` is null where one is gone."""
     shown = [
-        {"nickname": one.nickname, "prompt": one.prompt, "file": one.path.name, "png": _encoded(one.path)} for one in pictures
+        {
+            "nickname": one.nickname,
+            "prompt": one.prompt,
+            "weights": one.weights,
+            "file": one.path.name,
+            "png": _encoded(one.path),
+        }
+        for one in pictures
     ]
     return {"type": "gallery", "step": pictures[0].step, "pictures": shown}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from simpletuner.events import Event, Measured, Painted, RunFinished, RunStarted, Stepped
-from simpletuner.reporting.trackers import figures, tag
+from simpletuner.reporting.trackers import figures, is_there, tag
 
 __all__ = ["TensorboardTracker"]
 
@@ -38,9 +38,8 @@ class TensorboardTracker:
         if isinstance(event, RunStarted):
             self._start(event.step)
         elif isinstance(event, Stepped | Measured):
-            values = [{"tag": name, "simple_value": value} for name, value in figures(event).items()]
-            self._write(event.step, [*values, *(_points(event) if isinstance(event, Measured) else ())])
-        elif isinstance(event, Painted):
+            self._write(event.step, [{"tag": name, "simple_value": value} for name, value in figures(event).items()])
+        elif isinstance(event, Painted) and is_there(event):
             self._write(event.step, [{"tag": tag(event), "image": _picture(event.path)}])
         elif isinstance(event, RunFinished) and self._writer is not None:
             self._writer.flush()
@@ -79,12 +78,6 @@ class TensorboardTracker:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventFileWriter(str(self._folder), max_queue_size=QUEUE, flush_secs=FLUSH_S)
         return self._writer
-
-
-def _points(event: Measured) -> Iterator[dict[str, Any]]:
-    """TensorBoard draws over steps only: each point of a curve is a figure of its own, "eval_loss/at_0.1"."""
-    for name, points in event.curves.items():
-        yield from ({"tag": f"{name}/at_{x:g}", "simple_value": y} for x, y in points)
 
 
 def _picture(path: Path) -> Any:

@@ -5,17 +5,24 @@ What is the same for all stands here: which figures an event holds, and a pictur
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from PIL import Image
 
 from simpletuner.config.run import Run
 from simpletuner.events import Measured, Painted, Sink, Stepped, Tell
+from simpletuner.reporting.measured import tenth, tenth_name
 
-__all__ = ["LOGS", "figures", "open_trackers", "tag"]
+__all__ = ["LOGS", "figures", "is_there", "open_trackers", "tag"]
+
+log = logging.getLogger("simpletuner")
 
 LOGS = "logs"
 """Folder of the trackers' files, in the run's."""
@@ -41,9 +48,13 @@ def open_trackers(run: Run, config: Mapping[str, Any], tell: Tell) -> Iterator[l
 
 
 def figures(event: Stepped | Measured) -> dict[str, float]:
-    """What an event holds to be drawn over steps, by the names of `metrics.jsonl`."""
+    """What an event holds to be drawn over steps, by the names of `metrics.jsonl`.
+
+    Of a curve over time, the mean in each tenth of it is a figure of its own, "eval_loss_by_time/0.5-0.6": TensorBoard draws
+    over steps only, and before wandb takes a table it asks its server and waits for an answer, 20 s if none comes (wandb 0.31).
+    """
     if isinstance(event, Measured):
-        return event.figures
+        return {**event.figures, **_by_tenth(event.curves)}
     own = {
         "loss": event.loss,
         "learning_rate": event.learning_rate,
@@ -54,6 +65,14 @@ def figures(event: Stepped | Measured) -> dict[str, float]:
     return {**own, **event.extra}
 
 
+def _by_tenth(curves: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
+    losses: dict[str, list[float]] = {}
+    for name, points in curves.items():
+        for t, loss in points:
+            losses.setdefault(f"{name}_by_time/{tenth_name(tenth(t))}", []).append(loss)
+    return {name: fmean(values) for name, values in losses.items()}
+
+
 def tag(event: Painted) -> str:
     """The same for a picture of every step: "validation/cat_1_1024x1024"; the base's own are "benchmark/cat_1_1024x1024".
 
@@ -61,3 +80,13 @@ def tag(event: Painted) -> str:
     """
     name = re.sub(r"^step_\d+_", "", event.path.stem)
     return f"{event.path.parent.name}/{name}"
+
+
+def is_there(event: Painted) -> bool:
+    """Whether the picture can be read. One that is gone is left out, with a line: no reason to switch a tracker off."""
+    try:
+        with Image.open(event.path):
+            return True
+    except OSError as error:
+        log.warning("A picture is left out of the tracker: %s", error)
+        return False

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simpletuner.config.sections import Trackers
-from simpletuner.events import Event, Measured, Notice, Painted, RunFinished, RunStarted, Stepped, Tell
-from simpletuner.reporting.trackers import figures, tag
+from simpletuner.events import Event, Measured, Notice, Painted, RunFailed, RunFinished, RunStarted, Stepped, Tell
+from simpletuner.reporting.trackers import figures, is_there, tag
+from simpletuner.reporting.waiting import told_if_long
 
 __all__ = ["WandbTracker"]
 
@@ -25,7 +26,7 @@ FINISH_S = 120.0
 class WandbTracker:
     """The sink of one run of wandb, which writes and sends from a process of its own.
 
-    It opens where training starts and is closed where it ends; where training fails, wandb closes it when Python exits.
+    It opens where training starts and is closed where it ends, well or not.
     """
 
     def __init__(self, options: Trackers, logs: Path, config: Mapping[str, Any], tell: Tell) -> None:
@@ -44,12 +45,10 @@ class WandbTracker:
             return
         if isinstance(event, Stepped | Measured):
             self._log(event.step, figures(event))
-            if isinstance(event, Measured):
-                self._draw(event)
-        elif isinstance(event, Painted):
+        elif isinstance(event, Painted) and is_there(event):
             self._show(event)
-        elif isinstance(event, RunFinished):
-            self._run.finish()
+        elif isinstance(event, RunFinished | RunFailed):
+            self._close(_exit_code(event))
 
     def __str__(self) -> str:
         return "The tracker wandb"
@@ -59,13 +58,6 @@ class WandbTracker:
         # takes again would be dropped.
         self._run.log({**values, "step": step})
 
-    def _draw(self, event: Measured) -> None:
-        import wandb
-
-        for name, points in event.curves.items():
-            table = wandb.Table(columns=["x", "y"], data=[list(point) for point in points])
-            self._log(event.step, {f"{name}/curve": wandb.plot.line(table, "x", "y", title=name)})
-
     def _show(self, event: Painted) -> None:
         import wandb
 
@@ -74,6 +66,8 @@ class WandbTracker:
 
     def _open(self) -> Any:
         """The run of wandb, begun or gone on in, or None."""
+        # Else it reports on itself as well, and waits for its server's answer to that when Python exits (wandb 0.31).
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -86,7 +80,8 @@ class WandbTracker:
         run = None
         if not why:
             try:
-                run = self._begin("online")
+                with told_if_long(self._tell, f"wandb: waiting for its server, at most {REACH_S:.0f} s."):
+                    run = self._begin("online")
             except wandb.Error as error:
                 why = f"it cannot be reached: {error}"
                 wandb.teardown()  # its process keeps the run's name in use (wandb 0.31)
@@ -112,6 +107,25 @@ class WandbTracker:
             mode=mode,
             settings=_settings(),
         )
+
+    def _close(self, exit_code: int) -> None:
+        """End the run and wandb's process, within bounds; what could not be sent stays in the folder."""
+        import wandb
+
+        run, self._run = self._run, None
+        text = (
+            f"wandb: sending what is left, at most {FINISH_S:.0f} s; `wandb sync {Path(run.dir).parent}` sends all that is not."
+        )
+        with told_if_long(self._tell, text):
+            run.finish(exit_code)
+            wandb.teardown()  # else Python waits for it when it exits, in silence
+
+
+def _exit_code(event: RunFinished | RunFailed) -> int:
+    """As wandb counts: 255 is a run that its user stopped."""
+    if isinstance(event, RunFinished):
+        return 0
+    return 255 if event.is_stopped else 1
 
 
 def _settings() -> Any:

@@ -27,11 +27,13 @@ from simpletuner.events import (
     RunStarted,
     Saved,
     Stepped,
+    Tell,
 )
 from simpletuner.reporting.discord import Discord, delivered_url
 from simpletuner.reporting.outbox import Letter, Outbox, Patience, Worth
 from simpletuner.reporting.posting import Post, Poster
 from simpletuner.reporting.raw import Raw
+from simpletuner.reporting.waiting import told_if_long
 
 __all__ = ["Webhook", "webhooks"]
 
@@ -164,15 +166,18 @@ def _clean(event: Event, secrets: tuple[str, ...]) -> Event:
 
 
 @contextmanager
-def webhooks(run: Run, patience: Patience | None = None) -> Iterator[list[Webhook]]:
-    """The sinks of `webhook_config`; at the end they share one bounded wait."""
+def webhooks(run: Run, tell: Tell, patience: Patience | None = None) -> Iterator[list[Webhook]]:
+    """The sinks of `webhook_config`; at the end they share one bounded wait, which `tell` hears of if it is long."""
     secrets = secrets_of(run)
     name = Path(run.checkpointing.output_dir).absolute().name
+    patience = patience or Patience()
     sinks = [Webhook(one, run=name, secrets=secrets, patience=patience) for one in endpoints_of(run.reporting)]
     try:
         yield sinks
     finally:
         for sink in sinks:
             sink.close()
-        for sink in sinks:
-            sink.wait()
+        waits = f"Waiting for webhooks to take what is left, at most {patience.closing_s:.0f} s. Ctrl-C ends that."
+        with told_if_long(tell, waits):
+            for sink in sinks:
+                sink.wait()

@@ -21,15 +21,13 @@ from torch import Tensor
 from simpletuner.data.ranks import Ranks
 from simpletuner.data.samples import Batch
 from simpletuner.errors import RunError
+from simpletuner.reporting.measured import TENTHS, tenth, tenth_name
 
 __all__ = ["Figures", "Meter"]
 
 
 MOST_SKIPPED = 30
 """Steps skipped one after another that end a run. The scale begins at 2 to the 16th, and each of them halves it."""
-
-TIME_BINS = 10
-"""Equal parts of time, t from 0 to 1, whose losses are told apart."""
 
 Bad = tuple[int, str, str]
 """Step, what was not finite, file."""
@@ -76,7 +74,7 @@ class Window:
 
     ordinary: list[float] = field(default_factory=list)
     regularisation: list[float] = field(default_factory=list)
-    by_time: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TIME_BINS)])
+    by_time: list[list[float]] = field(default_factory=lambda: [[] for _ in range(TENTHS)])
     """The ordinary ones again, by the bin of their time."""
     skipped: int = 0
     """Optimiser steps since then that were skipped for an overflow."""
@@ -126,7 +124,7 @@ class Meter:
             for part in turn.parts:
                 values = list(islice(rest, len(part.loss_B)))
                 (found.regularisation if part.is_regularisation else found.ordinary).extend(values)
-                bins += [] if part.is_regularisation else [_bin(t) for t in part.t_B.tolist()]
+                bins += [] if part.is_regularisation else [tenth(t) for t in part.t_B.tolist()]
                 bad += [
                     (turn.step, "loss", file)
                     for file, value in zip(part.files, values, strict=True)
@@ -175,7 +173,7 @@ class Meter:
             samples_per_s=samples / passed_s,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             skipped_steps=window.skipped if self._may_skip else None,
-            loss_by_time={_bin_name(nth): _mean(losses) for nth, losses in enumerate(window.by_time) if losses},
+            loss_by_time={tenth_name(nth): _mean(losses) for nth, losses in enumerate(window.by_time) if losses},
         )
 
     @contextmanager
@@ -193,16 +191,6 @@ class Meter:
         """Go on in the window that `as_json` described."""
         self._skipped_in_a_row = facts.get("skipped_in_a_row", 0)
         self._window = Window(**{one.name: facts[one.name] for one in fields(Window) if one.name in facts})
-
-
-def _bin(t: float) -> int:
-    """Of the bins that time is cut into; pure noise belongs to the last."""
-    return min(int(t * TIME_BINS), TIME_BINS - 1)
-
-
-def _bin_name(nth: int) -> str:
-    """ "0.0-0.1" """
-    return f"{nth / TIME_BINS:.1f}-{(nth + 1) / TIME_BINS:.1f}"
 
 
 def _mean(values: list[float]) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.config.run import Run
-from simpletuner.config.secrets import hidden
+from simpletuner.config.secrets import hidden, masked_words
 from simpletuner.config.webhooks import written_secrets
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
@@ -138,7 +138,7 @@ class Trainer:
         if self.adaptive is None:
             return self.family.weight(t_B) * loss_B, drawn_B
         if not batch.is_regularisation:  # held to the base's own answer: its loss says nothing of how hard a time is
-            self.adaptive.note(t_B, loss_B)
+            self.adaptive.note(t_B, loss_B, mask_B1HW)
         return self.adaptive.weight(t_B) * loss_B, drawn_B
 
     def _perturbed(self, noise_BCHW: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class Trainer:
 
     def _interrupted(self, asked: Asked) -> Interrupted:
         arguments = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]
-        command = shlex.join(["simpletuner", *arguments])
+        command = shlex.join(["simpletuner", *masked_words(arguments)])
         return Interrupted(
             asked.signal_number,
             f"Stopped at step {self.state.step} of {self.steps}; it is saved in {self.run.checkpointing.output_dir}.",

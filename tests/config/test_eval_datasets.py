@@ -62,6 +62,7 @@ def test_an_eval_set_that_is_switched_off_is_not_opened(judged: Project) -> None
         ({"checkpoint_step_interval": 70}, 70),
         ({"eval_epoch_interval": 0.5}, 0),
         ({"eval_epoch_interval": 0.5, "eval_steps_interval": 20}, 20),
+        ({"eval_epoch_interval": 0}, 500),
     ],
 )
 def test_the_loss_is_told_as_often_as_is_saved_unless_an_interval_is_set(
@@ -75,3 +76,10 @@ def test_options_of_the_eval_loss_without_a_set_to_judge_by_are_told(project: Pr
     project.options(eval_timesteps=5)
     told = "`eval_timesteps` has no effect here: there is no dataset of the dataset_type `eval`."
     assert [line for line in project.run().notices if "eval" in line] == [told]
+
+
+def test_a_number_of_pictures_to_judge_limits_the_eval_sets_alone_so_that_no_others_are_encoded(judged: Project) -> None:
+    run = judged.run("--num_eval_images=10")
+    assert [entry.max_num_samples for entry in run.picture_sets] == [None, 10]
+    judged.datasets([{**HELD_OUT, "max_num_samples": 4}, PICTURES])
+    assert judged.run("--num_eval_images=10").eval_datasets[0].max_num_samples == 4

@@ -107,6 +107,13 @@ def test_only_savings_that_are_still_to_be_had_are_named(project: Project) -> No
     assert 'model_type "lora"' in full
 
 
+def test_a_sets_own_batch_and_encoders_that_stay_are_named(project: Project) -> None:
+    project.dataset(train_batch_size=8, vae_cache_ondemand=True)
+    told = "; ".join(savings(project.run()))
+    assert "lower train_batch_size" in told
+    assert "no encoder stays beside it (vae_cache_ondemand false)" in told
+
+
 def test_tiles_are_no_saving_where_the_family_has_none(project: Project) -> None:
     assert "vae_enable_tiling" in "; ".join(savings(project.run()))
     assert "vae_enable_tiling" not in "; ".join(savings(project.run("model_family=other")))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from simpletuner.config.resolved import explain, resolved
-from simpletuner.config.secrets import hidden, masked, secrets_in
+from simpletuner.config.secrets import hidden, masked, masked_words, secrets_in
 
 Project = Any
 
@@ -94,3 +94,13 @@ def test_a_file_that_cannot_be_read_is_quoted_without_its_secrets(project: Proje
     assert "auth_token" in said
     assert "s3cr3t" not in said
     assert TOKEN not in said
+
+
+@pytest.mark.parametrize("written", [["--webhook_config", "{}"], ["--webhook-config={}"], ["webhook_config={}"]])
+def test_a_command_line_is_shown_without_secrets_however_they_are_written(written: list[str]) -> None:
+    hook = '{"callback_url": "https:\\/\\/chat.example\\/s3cr3t", "auth_token": "{env:T}"}'
+    words = [word.replace("{}", hook) for word in written]
+    shown = masked_words(["train", *words, "--seed=1"])
+    assert "s3cr3t" not in " ".join(shown)
+    assert (shown[0], shown[-1]) == ("train", "--seed=1")
+    assert '{"callback_url": "***", "auth_token": "{env:T}"}' in shown[-2]

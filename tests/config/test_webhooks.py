@@ -106,7 +106,17 @@ def test_a_file_that_is_not_there_or_is_no_object_is_one_problem(project: Projec
     assert "hooks.json" in project.problem()
 
 
-NO_ADDRESSES = ["ftp://host/", "https://", "https://host:99999/", "https://ho st/", "https://[::1/", "https://hóst/", "", 7]
+NO_ADDRESSES = [
+    "ftp://host/",
+    "https://",
+    "https://host:99999/",
+    "https://ho st/",
+    "https://[::1/",
+    "https://hóst/",
+    "https://a..b/",
+    "",
+    7,
+]
 
 
 @pytest.mark.parametrize("url", NO_ADDRESSES)

@@ -5,6 +5,7 @@ Shape letters:  B batch,  C latent channels,  H W latent rows and columns.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,8 @@ from simpletuner.config.sections import SECTIONS, Objective
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.samples import Cond, Embeds, Place, Prompt
 from simpletuner.diffusion.objective import l2, sample_loss
+from simpletuner.errors import UserError
+from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.training.tuning import build_tuning
@@ -370,3 +373,13 @@ def test_the_oracle_is_what_training_asks_for(family):
     oracle = Oracle(family, family.load_denoiser(), x0_BCHW)
     answer = family.predict(oracle, family.process.diffuse(x0_BCHW, noise_BCHW, t_B), t_B, cond)
     torch.testing.assert_close(answer, family.process.target(x0_BCHW, noise_BCHW, t_B), atol=1e-4, rtol=1e-4)
+
+
+def test_a_missing_scheduler_is_told_at_start_where_there_is_a_gallery(name, make_run, tiny_repo, tmp_path):
+    copy = shutil.copytree(tiny_repo(name), tmp_path / name)
+    for folder in list(copy.rglob("scheduler")):
+        shutil.rmtree(folder)
+    options = model_options(name, copy)
+    find()[name](make_run(name, **options)).verify()
+    with pytest.raises(UserError, match="scheduler_config"):
+        find()[name](make_run(name, validation_prompt="a cat", **options)).verify()

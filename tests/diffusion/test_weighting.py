@@ -65,6 +65,17 @@ def test_losses_of_other_ranks_count_alike():
     torch.testing.assert_close(one.weight(t), 1 / torch.tensor([0.99 + 0.02, 0.99 + 0.06]))
 
 
+def test_a_loss_that_an_empty_mask_made_is_not_learned_from():
+    whole, masked = AdaptiveWeights(LOG_SNR), AdaptiveWeights(LOG_SNR)
+    whole.note(torch.tensor([0.5]), torch.tensor([3.0]))
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, 0, 0, 0] = 0.25
+    masked.note(torch.tensor([0.5, 0.5]), torch.tensor([3.0, 0.0]), mask)
+    for weights in (whole, masked):
+        weights.update(alone)
+    assert masked.as_json() == whole.as_json() != AdaptiveWeights(LOG_SNR).as_json()
+
+
 def test_its_state_is_restored_exactly():
     weights, again = AdaptiveWeights(LOG_SNR), AdaptiveWeights(LOG_SNR)
     weights.note(torch.rand(50), torch.rand(50))

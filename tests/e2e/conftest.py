@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.e2e.forked import Forks
+from tests.reporting.conftest import server as server  # a fixture of these tests too
 
 SIZES = {"a_red_square": (160, 160), "a_wide_river": (256, 128), "a_tall_tower": (128, 256), "a_blue_dot": (200, 180)}
 

@@ -57,4 +57,4 @@ def test_encoding_while_training_changes_no_number(workspace: Workspace) -> None
     account = json.loads((workspace.folder / "filling" / "ledger.json").read_text())["datasets"]["pictures"]
     [note] = [one["note"] for one in account["notes"] if "unreadable" in one["note"]]
     assert note.startswith("unreadable, found while training: damaged")
-    assert note.endswith(".png is trained on in its place")
+    assert note.endswith(".png takes its place")

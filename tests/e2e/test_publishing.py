@@ -11,6 +11,7 @@ from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.e2e.conftest import Workspace
+from tests.reporting.conftest import Server
 from tests.reporting.hub_stand_in import TOKEN, StandInHub
 
 SECRETS = {
@@ -19,9 +20,11 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "aws/fakeSecretOfATest",
     "AWS_SESSION_TOKEN": "aws/fakeSessionOfATest",
 }
+WRITTEN = ("s3cr3t", "t0ken-of-mine")
+"""In a webhook's address, and its token: they stand in the config itself, then on the command line."""
 
 
-def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace) -> None:
+def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace, server: Server) -> None:
     workspace.config |= {
         "max_train_steps": 4,
         "checkpoint_step_interval": 2,
@@ -30,6 +33,7 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
         "push_to_hub": True,
         "push_checkpoints_to_hub": True,
         "hub_model_id": "{env:HUB_NAME}",
+        "webhook_config": {"callback_url": server.url, "auth_token": WRITTEN[1], "log_level": "debug"},
     }
     output = workspace.folder / "output"
     with StandInHub() as hub:
@@ -49,7 +53,8 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
         first = len(hub.commits)
         text = (output / "README.md").read_text()
         (output / "README.md").write_text(f"{text}\nLicence: mine.\n")
-        said += workspace.run("train", "--log_step_interval=1")
+        hook = json.dumps(workspace.config.pop("webhook_config")).replace("/", r"\/")
+        said += workspace.run("train", "--log_step_interval=1", "--webhook_config", hook)
 
     # the hub
     messages = [commit.message for commit in hub.commits]
@@ -84,15 +89,24 @@ def test_a_run_is_tracked_and_uploaded_and_tells_no_secret(workspace: Workspace)
 
     # secrets
     places = {str(path): path.read_bytes() for path in workspace.folder.rglob("*") if path.is_file()}
-    places |= {"said": said.encode(), "received": b"\n".join(hub.bodies)}
-    leaks = [(name, place) for name, secret in SECRETS.items() for place, text in places.items() if secret.encode() in text]
-    assert not leaks
+    del places[str(workspace.folder / "config" / "config.json")]
+    told = b"\n".join(request.body for request in server.received)
+    assert told
+    places |= {"said": said.encode(), "received": b"\n".join(hub.bodies), "told": told}
+    secrets = (*SECRETS.values(), *WRITTEN)
+    assert not [(secret, place) for secret in secrets for place, text in places.items() if secret.encode() in text]
 
 
-def test_a_hub_that_refuses_stops_the_run_before_any_work(workspace: Workspace) -> None:
-    workspace.config |= {"push_to_hub": True, "hub_model_id": "somebody/else"}
+def test_a_hub_that_refuses_stops_the_run_before_any_work_and_webhooks_hear_of_it(workspace: Workspace, server: Server) -> None:
+    workspace.config |= {
+        "push_to_hub": True,
+        "hub_model_id": "somebody/else",
+        "webhook_config": {"callback_url": server.url, "auth_token": "t0ken-of-mine"},
+    }
     with StandInHub() as hub:
         workspace.environment = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
         said = workspace.run("train", expect=2)
     assert "does not let push_to_hub make or use the repository `somebody/else`" in said
+    assert server.received[-1].json["type"] == "run_failed"
+    assert server.received[-1].json["what"] in said
     assert not Path(workspace.folder / "output" / "cache").exists()

@@ -25,8 +25,9 @@ PICTURES = [
 
 @pytest.fixture
 def judging(make_run: Callable[..., Run], tiny_clip: Path) -> Judging:
-    def run(folder: Path = tiny_clip) -> Run:
-        return make_run("sana", evaluation_type="clip", pretrained_evaluation_model_name_or_path=str(folder))
+    def run(folder: Path = tiny_clip, prompt: str | None = "a cat") -> Run:
+        judge = {"evaluation_type": "clip", "pretrained_evaluation_model_name_or_path": str(folder)}
+        return make_run("sana", validation_prompt=prompt, **judge)
 
     return run
 
@@ -61,7 +62,8 @@ def test_a_whole_judge_passes_and_none_is_asked_for_where_nothing_is_judged(
     judging: Judging, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:
     verify_judge(judging())
-    verify_judge(make_run("sana", pretrained_evaluation_model_name_or_path=str(tmp_path)))
+    verify_judge(make_run("sana", pretrained_evaluation_model_name_or_path=str(tmp_path), validation_prompt="a cat"))
+    verify_judge(judging(tmp_path, None))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from simpletuner.data.samples import Batch, Cursor, MicroBatch
 from simpletuner.errors import RunError
-from simpletuner.evaluation.eval_loss import BASE, chosen, dealt, quantiles, slices
+from simpletuner.evaluation.eval_loss import BASE, dealt, quantiles, slices
 from simpletuner.events import Measured, Notice
 from tests.evaluation.eval_fakes import JudgedFamily, Pictures, judge_of
 from tests.training.training_fakes import Group, Told, make_run, stir, trainer_of
@@ -111,10 +111,18 @@ def test_after_a_resume_the_figures_and_the_bases_are_the_same(tmp_path: Path, m
     assert after[1].figures["eval_loss_base"] == before.figures["eval_loss_base"] != after[1].figures["eval_loss"]
 
 
-def test_full_tuning_without_the_bases_figures_for_this_question_says_so_and_goes_on(tmp_path: Path) -> None:
+class Heavier(JudgedFamily):
+    def weight(self, t_B: torch.Tensor) -> torch.Tensor:
+        return 2 * super().weight(t_B)
+
+
+@pytest.mark.parametrize(("count", "family"), [(4, JudgedFamily), (5, Heavier)])
+def test_full_tuning_without_the_bases_figures_for_this_question_says_so_and_goes_on(
+    tmp_path: Path, count: int, family: type[JudgedFamily]
+) -> None:
     options = {"model_type": "full", "checkpoint_step_interval": 2}
     fitted(tmp_path, [Pictures()], steps=2, options=options)
-    after, told, _ = fitted(tmp_path, [Pictures(count=4)], steps=3, options=options)
+    after, told, _ = fitted(tmp_path, [Pictures(count=count)], steps=3, options=options, family=family())
     assert [list(one.figures) for one in after] == [["eval_loss"], ["eval_loss"]]
     assert sum("without the base's" in notice.text for notice in told.of(Notice)) == 1
 
@@ -190,19 +198,10 @@ def test_what_it_costs_is_said_at_the_start(tmp_path: Path) -> None:
     assert [notice.text for notice in told.of(Notice)].count(text) == 1
 
 
-def test_a_few_pictures_are_always_the_same_ones_and_files_that_come_later_replace_few(tmp_path: Path) -> None:
-    few, more = chosen(Pictures(count=30), 10), chosen(Pictures(count=33), 10)  # type: ignore[arg-type]
-    assert len(few) == 10
-    assert few == sorted(few)
-    assert few != list(range(10))
-    assert len(set(few) & set(more)) >= 7
-    assert chosen(Pictures(count=3), 10) == [0, 1, 2]  # type: ignore[arg-type]
-
-
 def test_a_slice_never_mixes_buckets_nor_takes_more_than_a_batch_nor_a_picture_that_is_left_out() -> None:
     pictures = Pictures(count=7)
     pictures.dead = {0}
-    found = slices([pictures], None, 2)  # type: ignore[list-item]
+    found = slices([pictures], 2)  # type: ignore[list-item]
     assert [(part.bucket_WH, part.ids) for part in found] == [((24, 24), (1, 3)), ((24, 24), (4, 6)), ((40, 24), (2, 5))]
 
 

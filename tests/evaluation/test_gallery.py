@@ -225,8 +225,9 @@ def test_a_gallery_on_startup_and_no_benchmark_where_so_wished(
 def test_each_picture_is_told_once_it_is_there(
     gallery: Callable[..., Gallery], trainer: Any, told: list[Event], tmp_path: Path
 ) -> None:
-    gallery(disable_benchmark=True, validation_on_startup=True).run(trainer)
-    (painted,) = (event for event in told if isinstance(event, Painted))
+    gallery(validation_on_startup=True).run(trainer)
+    base, painted = (event for event in told if isinstance(event, Painted))
+    assert base == Painted(tmp_path / "benchmark" / "step_0_cat_0_64x32.png", "cat", "a cat", 0, "base")
     assert painted == Painted(tmp_path / "validation" / "step_0_cat_0_64x32.png", "cat", "a cat", 0)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simpletuner.evaluation.files import png_of
-from simpletuner.evaluation.names import facts, file_name, is_painted, pictures_in
+from simpletuner.evaluation.names import facts, file_name, file_stem, is_painted, pictures_in
 from simpletuner.families.base import Shot
 
 SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
@@ -24,13 +24,14 @@ def paint(folder: Path, shot: Shot, step: int = 5) -> Path:
 
 @pytest.mark.parametrize(
     "nickname",
-    ["chef_<token>", "a/b\\..", "😀", "CON", "x" * 300, "é" * 300, "", ".", "../../etc/passwd", "tab\there\n", "你好"],
+    ["chef_<token>", "a/b\\..", "..", "😀", "CON", "x" * 300, "é" * 300, "", ".", "../../etc/passwd", "tab\there\n", "你好"],
 )
 def test_any_nickname_makes_a_file(nickname: str, tmp_path: Path) -> None:
     path = paint(tmp_path, replace(SHOT, nickname=nickname))
     assert os.listdir(tmp_path) == [path.name]
     assert path.name.startswith("step_5_")
     assert path.name.endswith("_0_64x32.png")
+    assert not file_stem(replace(SHOT, nickname=nickname)).startswith("."), "a preview would be hidden"
 
 
 @given(nickname=st.text(max_size=400), step=st.integers(0, 10**9))

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from simpletuner.evaluation.files import png_of
-from simpletuner.evaluation.names import Weights, facts, file_name
+from simpletuner.evaluation.names import facts, file_name
 from simpletuner.evaluation.page import PAGE, write_page
-from simpletuner.events import Event, Notice
+from simpletuner.events import Event, Notice, Weights
 from simpletuner.families.base import Shot
 
 CAT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)

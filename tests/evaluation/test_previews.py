@@ -47,7 +47,7 @@ def trainer(told: list[Event]) -> Any:
 
 def sample(run: Run, trainer: Any) -> None:
     """What the sampler's hook does: told of twenty steps, one after another."""
-    with Previews(run).lent(trainer, 7) as watch:
+    with Previews(run).lent(trainer, 7, "ema") as watch:
         on_step = watch(SHOT)
         assert on_step is not None
         for done in range(1, 21):
@@ -65,16 +65,15 @@ def test_of_twenty_steps_every_fifth_is_shown_and_the_newest_is_kept(
     sample(make_run("sana", output_dir=str(tmp_path), validation_preview=True, validation_preview_steps=5), trainer)
     frames = [event for event in told if isinstance(event, Previewed)]
     assert [frame.inference_step for frame in frames] == [5, 10, 15, 20] == [red(frame.png) for frame in frames]
-    assert {(frame.nickname, frame.prompt, frame.step, frame.inference_steps) for frame in frames} == {
-        ("a/<cat>", "a cat", 7, 20)
-    }
+    [told_of] = {(frame.nickname, frame.prompt, frame.step, frame.inference_steps, frame.weights) for frame in frames}
+    assert told_of == ("a/<cat>", "a cat", 7, 20, "ema")
     (name,) = os.listdir(tmp_path / "previews")
     assert red(tmp_path / "previews" / name) == 20
     assert not trainer.family.is_lent
 
 
 def test_without_previews_nothing_is_loaded_and_no_step_is_watched(make_run: Callable[..., Run], trainer: Any) -> None:
-    with Previews(make_run("sana")).lent(trainer, 7) as watch:
+    with Previews(make_run("sana")).lent(trainer, 7, "trained") as watch:
         assert not trainer.family.is_lent
         assert watch(SHOT) is None
 

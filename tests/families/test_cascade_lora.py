@@ -154,6 +154,36 @@ def test_a_dora_is_known_by_its_tensors_where_its_config_is_lost(make_run, pipel
         torch.testing.assert_close(family.predict(pipeline.prior, x, t, cond), family.predict(denoiser, x, t, cond))
 
 
+def test_a_dora_of_convolutions_too_comes_back_as_it_went(make_run, pipeline, tmp_path):
+    """Lengths of a convolution's rows have four dimensions."""
+    family = StableCascade(make_run("stable_cascade", lora_rank=3, use_dora=True, lora_target_preset="full"))
+    denoiser, tuning = trained(family)
+    load_stage_c_lora(pipeline, tuning.save_result(tmp_path / "result"))
+    x, t, cond = inputs(family)
+    with torch.no_grad(), tuning.evaluating():
+        assert torch.equal(family.predict(pipeline.prior, x, t, cond), family.predict(denoiser, x, t, cond))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (".to_q.lora_B.weight", None, "is not whole"),
+        (".to_q.lora_A.weight", ".to_q.lora_down.weight", "does not fit this prior"),
+        (".attention.to_q.lora_A.weight", ".lora_A.weight", "does not fit this prior"),
+    ],
+    ids=["half of a pair", "another layout's name", "a block, no layer"],
+)
+def test_tensors_that_would_be_passed_over_are_refused(adapter, pipeline, tmp_path, old, new, told):
+    weights = load_file(adapter[-1])
+    name = next(name for name in weights if name.endswith(old))
+    tensor = weights.pop(name)
+    if new:
+        weights[name.replace(old, new)] = tensor
+    save_file(weights, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=told):
+        load_stage_c_lora(pipeline, tmp_path / "odd.safetensors")
+
+
 def test_an_export_never_overwrites(adapter, tmp_path):
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is there already"):
@@ -171,6 +201,9 @@ def test_a_full_tuning_is_a_pipeline_that_loads_and_trains_on(make_run, tmp_path
     pipeline = StableCascadePriorPipeline.from_pretrained(result)
     again = StableCascade(make_run("stable_cascade", pretrained_model_name_or_path=str(result)))
     again.verify()
+    same = make_run("stable_cascade", model_flavour="stage-c-lite", pretrained_model_name_or_path=str(result))
+    with pytest.raises(UserError, match=r"has no `prior_lite`[\s\S]*leave \"model_flavour\" out"):
+        StableCascade(same).verify()
     with torch.no_grad():
         assert torch.equal(family.predict(pipeline.prior, x, t, cond), answer)
         assert torch.equal(again.predict(again.load_denoiser(), x, t, cond), answer)

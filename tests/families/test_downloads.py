@@ -71,3 +71,20 @@ def test_what_is_here_whole_is_no_download_and_a_shard_too_few_is_one(tmp_path: 
     assert [each.part for each in downloads(needs)] == ["transformer"]
     write(tmp_path / "transformer", "model-00002-of-00002.safetensors")
     assert downloads(needs) == []
+
+
+def test_a_model_that_is_no_pipeline_lies_at_the_top_of_its_repository(tmp_path: Path) -> None:
+    repository: Any = Cached(tmp_path)
+    sizes = {"config.json": 2, "model.safetensors": 3 * MB, "model.bin": 9 * MB, "vae/model.safetensors": 5 * MB}
+    assert downloads([(repository, "")], ask=lambda _: sizes) == [Download("someone/model", "", 3 * MB + 2)]
+    write(tmp_path, "config.json", "model.safetensors")
+    assert downloads([(repository, "")]) == []
+
+
+def test_components_without_weights_are_here_with_their_settings(tmp_path: Path) -> None:
+    repository: Any = Cached(tmp_path)
+    parts = [(repository, "tokenizer_2"), (repository, "feature_extractor")]
+    assert len(downloads(parts, ask=lambda _: None)) == 2
+    write(tmp_path / "tokenizer_2", "tokenizer_config.json")
+    write(tmp_path / "feature_extractor", "preprocessor_config.json")
+    assert downloads(parts, ask=lambda _: None) == []

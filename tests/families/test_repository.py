@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simpletuner.errors import UserError
-from simpletuner.families.repository import Repository, fingerprint_file, variant_of, without_variant
+from simpletuner.families.repository import Repository, fingerprint_file, variant_of, verify_file, without_variant
 
 NAME = "some-studio/tiny-sana"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -231,6 +231,30 @@ def test_pickled_weights_are_not_weights(copy):
     rename_weights(copy / "vae", WEIGHTS, "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="loading them can run code"):
         Repository(str(copy)).weights("vae")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9999\n", "git lfs pull"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "fetch it again"),
+        (b"\x02\0\0\0\0\0\0\0[]", "fetch it again"),
+        (b'\x07\0\0\0\0\0\0\0{"a":1}', "fetch it again"),
+    ],
+    ids=["pointer", "page", "list", "number"],
+)
+def test_what_is_no_weights_at_all_is_told_without_reading_ahead(tmp_path, content, told):
+    """Text read as a length asks for more memory than there is."""
+    file = tmp_path / "effnet.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"is not a whole safetensors file[\s\S]*{told}"):
+        verify_file(file)
+
+
+def test_weights_without_a_configuration_are_told(copy):
+    (copy / "transformer" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"transformer` has no `config\.json`"):
+        Repository(str(copy)).verify("transformer")
 
 
 @pytest.mark.parametrize("kept_bytes", [4, 200, -100])

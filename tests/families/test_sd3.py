@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import shutil
 from dataclasses import replace
@@ -275,11 +276,22 @@ def test_a_preview_is_the_stock_pipelines_picture_with_the_tiny_autoencoder(make
         assert show(latents).tobytes() == stock[0].tobytes()
 
 
+def test_a_tiny_autoencoder_is_loaded_without_warnings_of_a_key_that_diffusers_wrote_itself(make_run, monkeypatch):
+    heard = []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [handler])
+    with StableDiffusion3(make_run("sd3")).preview_decoder("cpu") as show:
+        show(torch.zeros(1, 16, 4, 4))
+    assert heard == []
+
+
 def test_the_preview_s_autoencoder_is_looked_for_before_any_work(make_run, tmp_path):
     missing = {"sd3_preview_decoder_model_name_or_path": str(tmp_path)}
     StableDiffusion3(make_run("sd3", **missing)).verify()
+    StableDiffusion3(make_run("sd3", **missing, validation_preview=True)).verify()  # there is no gallery
     with pytest.raises(UserError, match="no safetensors weights"):
-        StableDiffusion3(make_run("sd3", **missing, validation_preview=True)).verify()
+        StableDiffusion3(make_run("sd3", **missing, validation_preview=True, validation_prompt="a cat")).verify()
 
 
 SLG = {

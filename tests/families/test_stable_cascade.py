@@ -230,8 +230,28 @@ def test_an_encoder_that_is_not_whole_is_refused(make_run, folder, tmp_path, spo
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("backbone.4.1.")}
     save_file(weights, tmp_path / "effnet.safetensors")
     family = StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(tmp_path / "effnet.safetensors")))
-    with pytest.raises(UserError, match="is not whole"):
-        family.image_encoder().load()
+    for step in (family.verify, family.image_encoder().load):  # hours of prompts may lie between the two
+        with pytest.raises(UserError, match=r"is not whole[\s\S]*stable-cascade effnet_encoder\.safetensors"):
+            step()
+
+
+def test_a_previewer_of_another_layout_is_told_at_start(make_run, folder, tmp_path):
+    repository = shutil.copytree(folder / "stable-cascade", tmp_path / "decoder")
+    weights = load_file(repository / "previewer.safetensors")
+    weights["blocks.25.weight"] = weights.pop("blocks.24.weight")
+    save_file(weights, repository / "previewer.safetensors")
+    options = {"stable_cascade_use_decoder_for_validation": False, "validation_prompt": "a cat"}
+    options["stable_cascade_decoder_model_name_or_path"] = str(repository)
+    with pytest.raises(UserError, match=r"1 missing \(blocks\.24\.weight\); 1 unknown \(blocks\.25\.weight\)"):
+        StableCascade(make_run("stable_cascade", **options)).verify()
+
+
+def test_the_encoder_is_named_by_its_file_or_its_folder(make_run, folder, tmp_path):
+    for path in (folder / "stable-cascade", folder / "stable-cascade" / "effnet_encoder.safetensors"):
+        family = StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(path)))
+        assert family.image_encoder().file == folder / "stable-cascade" / "effnet_encoder.safetensors"
+    with pytest.raises(UserError, match=r"holds no `effnet_encoder\.safetensors`"):
+        StableCascade(make_run("stable_cascade", stable_cascade_effnet_encoder=str(tmp_path))).verify()
 
 
 def test_a_missing_encoder_is_told_with_where_to_get_it(make_run, folder, tmp_path):
@@ -341,6 +361,16 @@ def test_checkpointing_follows_the_options_over_blocks_in_running_order(make_run
     assert len(order) == 18 + recomputed
 
 
+@pytest.mark.parametrize("flavour", ["stage-c", "stage-c-lite"])
+def test_the_full_preset_is_every_linear_layer_and_1x1_convolution(make_run, flavour):
+    family = StableCascade(make_run("stable_cascade", model_flavour=flavour))
+    full, layers = family.adapter_presets["full"], family.load_denoiser().named_modules()
+    for name, layer in layers:
+        is_flat = isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1)
+        if name and (isinstance(layer, torch.nn.Linear) or is_flat):
+            assert any(name == end or name.endswith(f".{end}") for end in full), name
+
+
 def test_the_networks_own_dropout_acts_in_full_tuning_only(make_run):
     from simpletuner.training.tuning import build_tuning
 
@@ -443,10 +473,11 @@ def test_without_the_decoder_the_previewer_paints_at_the_pictures_size(make_run,
     assert difference(picture, Image.fromarray(pixels).resize((384, 256), Image.Resampling.BICUBIC)) <= 1
 
 
-@pytest.mark.parametrize("part", ["decoder", "vqgan"])
-def test_missing_decoder_weights_are_told_at_start(make_run, folder, tmp_path, part):
+@pytest.mark.parametrize("part", ["decoder", "vqgan", "scheduler", "decoder/config.json", "vqgan/config.json"])
+def test_a_decoder_that_lacks_a_part_is_told_at_start(make_run, folder, tmp_path, part):
     shutil.copytree(folder / "stable-cascade", tmp_path / "decoder")
-    shutil.rmtree(tmp_path / "decoder" / part)
+    lost = tmp_path / "decoder" / part
+    lost.unlink() if lost.is_file() else shutil.rmtree(lost)
     options = {"stable_cascade_decoder_model_name_or_path": str(tmp_path / "decoder")}
     StableCascade(make_run("stable_cascade", **options)).verify()  # no gallery, no need
     with pytest.raises(UserError, match="The gallery's decoder is not here") as told:
@@ -456,6 +487,15 @@ def test_missing_decoder_weights_are_told_at_start(make_run, folder, tmp_path, p
     StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
     (tmp_path / "decoder" / "previewer.safetensors").unlink()
     with pytest.raises(UserError, match=r"previewer\.safetensors"):
+        StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
+
+
+def test_a_missing_scheduler_of_the_prior_is_told_at_start_where_there_is_a_gallery(make_run, folder, tmp_path):
+    prior = shutil.copytree(folder / "stable-cascade-prior", tmp_path / "prior")
+    shutil.rmtree(prior / "scheduler")
+    options = {"pretrained_model_name_or_path": str(prior)}
+    StableCascade(make_run("stable_cascade", **options)).verify()
+    with pytest.raises(UserError, match="scheduler_config"):
         StableCascade(make_run("stable_cascade", validation_prompt="a cat", **options)).verify()
 
 
@@ -551,6 +591,26 @@ def test_prompts_have_77_tokens_whatever_is_asked_for_and_that_is_told(make_run)
     [notice] = StableCascade.notices(run)
     assert "`tokenizer_max_length` 154 is overridden" in notice
     assert encoded(StableCascade(run), ["a cat"])[0]["text_LD"].shape[0] == 77
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"validation_guidance": 4.0, "stable_cascade_validation_prior_guidance_scale": 3.5}, "`validation_guidance` 4 is not"),
+        ({"stable_cascade_validation_decoder_guidance_scale": 0.5}, "0.5 makes the same pictures as 0"),
+        (
+            {"validation_num_inference_steps": 30, "stable_cascade_use_decoder_for_validation": False},
+            "`validation_num_inference_steps` is Stage B's",
+        ),
+    ],
+)
+def test_what_alters_no_picture_is_said_to(make_run, options, told):
+    [notice] = StableCascade.notices(make_run("stable_cascade", validation_prompt="a cat", **options))
+    assert told in notice
+    assert not list(StableCascade.notices(make_run("stable_cascade", **options))), "without a gallery there is nothing to say"
+    obeyed = {"validation_guidance": 4.0, "validation_num_inference_steps": 30}
+    obeyed["stable_cascade_validation_decoder_guidance_scale"] = 1.1
+    assert not list(StableCascade.notices(make_run("stable_cascade", validation_prompt="a cat", **obeyed)))
 
 
 def test_tiles_are_said_to_have_no_effect(make_run):

@@ -93,6 +93,19 @@ def test_a_hub_out_of_order_is_tried_again(hub: StandInHub, tmp_path: Path) -> N
     assert "failed" not in lines(told)
 
 
+def test_that_uploads_fail_for_long_is_told_once(hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_PATIENCE_S", 1.0)
+    monkeypatch.setattr(module, "TOLD_FROM_S", 0.1)
+    hub.failures += [503] * 3
+    told: list[Event] = []
+    sink = HubUploads(Hub(hub_model_id="mine", push_to_hub=True, push_checkpoints_to_hub=True), pauses_s=(0.0, 0.1, 60.0))
+    sink.sign_in()
+    with sink.telling(told.append):
+        sink(checkpoint(tmp_path, 1))
+    assert lines(told).count("The upload of checkpoint-1 fails so far (") == 1
+    assert "Not uploaded: checkpoint-1" in lines(told)
+
+
 @pytest.mark.parametrize("failures", [[500] * 3, [422]])
 def test_what_fails_in_the_end_is_told_with_the_command_and_the_next_goes_on(
     hub: StandInHub, tmp_path: Path, failures: list[int]

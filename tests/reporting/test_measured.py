@@ -5,6 +5,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from simpletuner.events import Measured
 from simpletuner.reporting.console import Console
 from simpletuner.reporting.measured import measured_line
@@ -29,6 +31,12 @@ def test_the_average_and_each_of_several_sets_are_told_too() -> None:
 def test_a_clip_score_is_told_by_its_figures() -> None:
     figures = {"clip_score/mean": 28.134, "clip_score/min": 20.0}
     assert measured_line(Measured("clip", 7, figures)) == "CLIP score at step 7: mean 28.13, min 20.00"
+
+
+@pytest.mark.parametrize(("weights", "whose"), [("ema", "the average"), ("base", "the base")])
+def test_a_clip_score_says_whose_it_is(weights: str, whose: str) -> None:
+    line = measured_line(Measured("clip", 7, {f"clip_score/{weights}/mean": 28.1}))
+    assert line == f"CLIP score of {whose} at step 7: mean 28.10"
 
 
 def test_a_measurement_is_a_row_of_its_kind_with_its_curves(tmp_path: Path) -> None:

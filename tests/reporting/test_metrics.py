@@ -76,3 +76,11 @@ def test_nan_and_infinity_are_null_since_json_knows_neither(tmp_path: Path) -> N
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert row["loss"] is None
     assert row["other"] is None
+
+
+def test_half_a_surrogate_in_a_prompt_is_written_as_json_has_it(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "metrics.jsonl")
+    sink(Painted(tmp_path / "validation" / "a.png", "cat", "a \ud800 cat", 10))
+    sink(stepped(11))
+    sink.close()
+    assert [row.get("prompt") for row in rows(tmp_path / "metrics.jsonl")] == ["a \ud800 cat", None]

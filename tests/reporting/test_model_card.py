@@ -163,10 +163,10 @@ def test_a_set_tells_what_is_obeyed_and_never_its_folder() -> None:
         "crop": False,
         "crop_style": "random",
         "caption_strategy": "instanceprompt",
-        "caption_missing": "error",
         "instance_prompt": "sks",
         "repeats": 2,
     }
+    entry |= {"bucket_resolutions": None, "caption_missing": "error"}
     config = {"data_backend_config": [entry, {"id": "text-embeds", "dataset_type": "text_embeds"}]}
     (facts,) = dataset_facts(config, {"mine": {"512x512": 3, "448x576": 20}})
     assert facts.pictures == 23

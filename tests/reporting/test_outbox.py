@@ -205,3 +205,15 @@ def test_trouble_is_told_once_and_not_for_every_letter(caplog: pytest.LogCapture
     first, last = caplog.messages
     assert first == "a webhook failed: connection refused; it is tried again later, and training goes on."
     assert last == "a webhook: 3 messages were not delivered (it failed: connection refused)."
+
+
+def test_a_letter_that_cannot_be_made_costs_itself_alone(caplog: pytest.LogCaptureFixture) -> None:
+    endpoint = Endpoint()
+    outbox = Outbox("a webhook", endpoint, QUICK)
+    outbox.put(Letter(Worth.USEFUL, lambda dropped: [Post(b"." * (1 // dropped), "text/plain")]))
+    outbox.put(letter("next"))
+    ended(outbox)
+    assert endpoint.taken == ["next"]
+    first, last = caplog.messages
+    assert first == "a webhook failed: ZeroDivisionError; that message is left out, and training goes on."
+    assert last == "a webhook: 1 message was not delivered (it failed: ZeroDivisionError)."

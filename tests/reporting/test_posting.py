@@ -118,3 +118,10 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_unless_it_is_not_looke
     assert refused.reason.startswith("its certificate is not trusted: ")
     assert taken.is_done
     assert [request.body for request in server.received] == [NOTE.body]
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".org"])
+def test_a_host_that_can_be_none_is_a_failure_and_no_crash(host: str) -> None:
+    answer = Poster(f"http://{host}/s3cr3t")(NOTE)
+    assert (answer.status, answer.is_done) == (None, False)
+    assert answer.reason == "its host is no name"

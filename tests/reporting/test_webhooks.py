@@ -34,6 +34,7 @@ from simpletuner.events import (
     Saved,
     Stepped,
 )
+from simpletuner.reporting import waiting
 from simpletuner.reporting.outbox import Patience
 from simpletuner.reporting.webhooks import Webhook, webhooks
 from tests.reporting.conftest import Does, Request, Server
@@ -108,6 +109,7 @@ def test_every_event_is_as_the_schema_says_and_pictures_are_base64_png(server: S
     by_type = {content["type"]: content for content in sent}
     assert base64.b64decode(by_type["preview"]["png"]) == png(5)
     assert [one["nickname"] for one in by_type["gallery"]["pictures"]] == ["cat", "dog"]
+    assert {one["weights"] for one in (by_type["preview"], *by_type["gallery"]["pictures"])} == {"trained"}
     assert base64.b64decode(by_type["gallery"]["pictures"][0]["png"]) == (tmp_path / "cat.png").read_bytes()
     assert (by_type["step"]["grad_norm"], by_type["step"]["figures"]) == (None, {"a": None})
 
@@ -219,7 +221,7 @@ def discord_content(request: Request) -> dict[str, Any]:
 def test_discord_is_sent_pictures_as_files_beside_their_names(server: Server, tmp_path: Path) -> None:
     with told(server, "discord", prefix="box: ") as webhook:
         webhook(painted(tmp_path, "cat"))
-        webhook(painted(tmp_path, 'odd "名前'))
+        webhook(replace(painted(tmp_path, 'odd "名前'), weights="base"))
         webhook(preview(5))
         webhook(RunFinished(100))
     gallery = next(request for request in server.received if "Gallery" in discord_content(request)["content"])
@@ -227,7 +229,7 @@ def test_discord_is_sent_pictures_as_files_beside_their_names(server: Server, tm
     assert gallery.path.endswith("?wait=true")
     assert note.get_content_type() == "application/json"
     assert discord_content(gallery) == {
-        "content": 'box: **Gallery at step 100**\ncat: a cat\nodd "名前: a odd "名前',
+        "content": 'box: **Gallery at step 100**\ncat: a cat\nodd "名前 (base model): a odd "名前',
         "allowed_mentions": {"parse": []},
     }
     assert first.get_param("name", header="content-disposition") == "files[0]"
@@ -292,7 +294,9 @@ def test_figures_that_discord_has_no_time_for_are_overtaken_by_newer_ones(server
     ]
 
 
-def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> None:
+def test_a_run_s_endpoints_are_each_told_and_share_one_wait_of_which_the_user_hears(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Server()
     other.always = Does(hangs=True)
     config = [{"callback_url": server.url}, *[{"webhook_url": f"{other.url}{n}"} for n in range(3)]]
@@ -303,10 +307,13 @@ def test_a_run_s_endpoints_are_each_told_and_share_one_wait(server: Server) -> N
         eval_datasets=(),
         text_embeds=TextEmbedsDataset(),
     )
+    monkeypatch.setattr(waiting, "MOMENT_S", 0.2)
+    waits: list[Event] = []
     began_s = time.monotonic()
-    with webhooks(run, replace(QUICK, answer_s=10, closing_s=0.5)) as sinks:
+    with webhooks(run, waits.append, replace(QUICK, answer_s=10, closing_s=1.0)) as sinks:
         for sink in sinks:
             sink(Notice("hello"))
-    assert time.monotonic() - began_s < 1.4
+    assert time.monotonic() - began_s < 1.9
+    assert waits == [Notice("Waiting for webhooks to take what is left, at most 1 s. Ctrl-C ends that.")]
     assert server.received[0].json["run"] == "cats"
     other.stop()

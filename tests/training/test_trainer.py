@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,27 @@ def test_a_familys_weight_multiplies_each_samples_loss(tmp_path: Path) -> None:
             losses.append(trainer.loss(make_batch(0, 0, slots=2)))
     plain_B, weighed_B = losses  # strata of a logit-normal: the second sample's time is the later one
     torch.testing.assert_close(weighed_B, plain_B * torch.tensor([1.0, 2.0]))
+
+
+def test_a_sample_learns_from_what_its_mask_shows(tmp_path: Path) -> None:
+    """A row of cells and the two others make the whole picture."""
+    batch, row_B1HW = make_batch(0, 0, slots=2), torch.zeros(2, 1, 3, 3)
+    row_B1HW[:, :, 1] = 0.5
+    with trainer_of(make_run(tmp_path, model_type="full"), steps=1) as trainer, trainer.tuning.evaluating():
+        masks_B1HW = (None, row_B1HW, 0.5 - row_B1HW)
+        whole_B, row_B, others_B = (trainer.loss(replace(batch, mask_B1HW=mask_B1HW)) for mask_B1HW in masks_B1HW)
+    assert not torch.allclose(row_B, whole_B)
+    torch.testing.assert_close((row_B + 2 * others_B) / 3, whole_B)
+
+
+def test_of_an_empty_mask_neither_weights_nor_adaptive_weights_learn(tmp_path: Path) -> None:
+    batch = replace(make_batch(0, 0, slots=2), mask_B1HW=torch.zeros(2, 1, 3, 3))
+    with trainer_of(make_run(tmp_path, model_type="full"), steps=1, family=Adapting()) as trainer:
+        assert trainer.adaptive is not None
+        trainer.loss(batch).sum().backward()
+        trainer.adaptive.update(lambda tensor: tensor)
+        assert set(trainer.adaptive.as_json()) == {1.0}
+        assert all(not gradient.any() for gradient in gradients(trainer).values())
 
 
 def test_adaptive_weights_learn_once_a_step_from_unweighted_losses_that_are_no_regularisation(tmp_path: Path) -> None:

@@ -17,14 +17,16 @@ class EvalLoss(Section):
     """Every so many optimiser steps; 0 never for this reason. Unset: `checkpoint_step_interval`, or 0 where
     `eval_epoch_interval` is set."""
 
-    eval_epoch_interval: float | None = option(None, gt=0, when=ON)
-    """Every so many epochs, and decimals of them: 0.5 is twice an epoch. Beside `eval_steps_interval`, both count."""
+    eval_epoch_interval: float | None = option(None, ge=0, when=ON)
+    """Every so many epochs, and decimals of them: 0.5 is twice an epoch; 0 never for this reason. Beside
+    `eval_steps_interval`, both count."""
 
     eval_timesteps: int = option(28, ge=1, when=ON)
     """Times at which each picture is judged: a fixed grid, spread as densely as training draws them."""
 
     num_eval_images: int | None = option(None, ge=1, when=ON)
-    """Pictures of each set that are judged, always the same. Unset: all. Each passes the denoiser once for every time."""
+    """Pictures of each set that are judged, always the same: `max_num_samples` of every eval set. Unset: all. Each passes the
+    denoiser once for every time."""
 
     eval_dataset_pooling: bool = option(False, when=ON)
     """Tell one figure for all sets, the mean over their pictures. Off: the figure of each set beside it, where there are

@@ -16,8 +16,9 @@ class Scores(Section):
     """`clip`: how well each picture fits its prompt by CLIP, 100 times the cosine of both embeddings, at least 0. Mean, least
     and greatest of each gallery are logged."""
 
+    # Not its sibling patch14-336, which sees more: that one's main branch has pickled weights only, and those are never loaded.
     pretrained_evaluation_model_name_or_path: str = option(
-        "openai/clip-vit-large-patch14-336", path="repository", when="evaluation_type=clip"
+        "openai/clip-vit-large-patch14", path="repository", when="evaluation_type=clip"
     )
     """The CLIP that scores: hub repository or local folder, with safetensors weights. Scores of different models do not
     compare."""

@@ -48,3 +48,8 @@ class Validation(Section):
 
     disable_benchmark: bool = option(False)
     """Leave out the base model's own pictures of the same prompts (`benchmark/`)."""
+
+    @property
+    def has_gallery(self) -> bool:
+        """Whether there is anything to paint."""
+        return self.validation_prompt is not None or bool(self.validation_prompt_library)

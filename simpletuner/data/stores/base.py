@@ -102,8 +102,8 @@ class Files:
         self._texts: dict[str, Stamp] = {}
         self.closed: dict[str, str] = {}
 
-    def add(self, file: str, stamp: Stamp, kind: str) -> None:
-        """Note a file of this kind, as `kind_of` tells it: a picture, a caption file, or neither, which is passed over."""
+    def add(self, file: str, kind: str, stamp: Stamp) -> None:
+        """Note a file of this kind, as `kind_of` calls it: a picture or a caption file; anything else is passed over."""
         if kind == ".txt":
             self._texts[file] = stamp
         elif kind:

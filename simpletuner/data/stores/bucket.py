@@ -71,7 +71,7 @@ class Bucket:
                 for one in page.get("Contents", ()):
                     file = one["Key"][len(self._prefix) :]
                     if not any(part.startswith(".") for part in file.split("/")):
-                        found.add(file, Stamp(one["Size"], _number(one["ETag"])), kind_of(file))
+                        found.add(file, kind_of(file), Stamp(one["Size"], _number(one["ETag"])))
                 tell(Progress(f"{self._dataset}: listing {self.root}", total, total, "files"))
         except OSError as error:
             raise DataError(

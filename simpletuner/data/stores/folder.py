@@ -62,7 +62,7 @@ def search(root: str) -> Listing:
                     if _is_folder(entry):
                         (links if entry.is_symlink() else folders).append((entry.path, f"{within}{entry.name}/"))
                     elif kind := kind_of(entry.name):
-                        _add(entry, within + entry.name, kind, found)
+                        found.add(within + entry.name, *_facts(entry, kind))
         except OSError as error:
             found.closed[within] = error.strerror or str(error)
     return found.listing()
@@ -75,12 +75,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add(entry: os.DirEntry[str], within: str, kind: str, found: Files) -> None:
-    """Note a file, unless it is a pipe or the like."""
+def _facts(entry: os.DirEntry[str], kind: str) -> tuple[str, Stamp]:
+    """The kind of a file, "" for a pipe or the like, and its stamp."""
     try:
         facts = entry.stat()
     except OSError:
-        found.add(within, NO_FILE, kind)  # a link that leads nowhere: found, though it cannot be opened
-        return
-    if stat.S_ISREG(facts.st_mode):
-        found.add(within, Stamp(facts.st_size, facts.st_mtime_ns), kind)
+        return kind, NO_FILE  # a link that leads nowhere: found, though it cannot be opened
+    return kind if stat.S_ISREG(facts.st_mode) else "", Stamp(facts.st_size, facts.st_mtime_ns)

@@ -118,8 +118,10 @@ class Urls:
                             facts = entry.stat()
                             there[f"{part.name}/{entry.name}"] = Stamp(facts.st_size, facts.st_mtime_ns)
         except OSError as error:
-            what = f"Dataset `{self._dataset}`: {self._folder} cannot be used: {error.strerror or error}."
-            raise DataError(what, "pictures are downloaded into it.", "set csv_cache_dir to another folder.") from error
+            raise DataError(
+                f"Dataset `{self._dataset}`: {self._folder}, where its pictures are downloaded to, cannot be used: {error}.",
+                mend="make it a folder of yours, or set csv_cache_dir to another.",
+            ) from error
         return there
 
     def _loaded(self, url: str) -> Stamp | Dead:

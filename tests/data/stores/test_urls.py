@@ -239,11 +239,6 @@ def test_what_is_no_url_is_in_the_ledger(urls):
     assert "it is no URL: Invalid IPv6 URL" in details
 
 
-def test_a_folder_for_downloads_that_cannot_be_used_is_one_clear_error(urls):
-    urls.write("good.png,a")
-    assert "list.csv cannot be used: File exists" in urls.refused(csv_cache_dir=str(urls.path / "list.csv"))
-
-
 def test_a_full_disk_stops_the_run(urls, monkeypatch):
     def full(path: Path, pieces: object) -> None:
         raise OSError(28, "No space left on device")
@@ -267,3 +262,13 @@ def test_a_list_that_is_no_use_is_one_clear_error(urls):
     assert "cannot be read" in urls.refused(caption_strategy="filename")
     urls.write("gone.png,x")
     assert "the server answers 404" in urls.refused()
+
+
+def test_a_folder_for_downloads_that_cannot_be_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "urls.csv").write_text("url\nhttp://127.0.0.1:9/cat.png\n")
+    entry = ImageDataset(
+        id="web", type="csv", csv_file=str(tmp_path / "urls.csv"), csv_cache_dir=str(tmp_path / "file" / "web")
+    )
+    with pytest.raises(DataError, match="where its pictures are downloaded to, cannot be used"):
+        Urls(entry).listing(lambda event: None)

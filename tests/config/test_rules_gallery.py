@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from simpletuner.config.rules_previews import preview_notices
+from simpletuner.config.rules_gallery import gallery_notices
 
 Project = Any
 
 
 def notices(project: Project, has_webhook: bool, **options: Any) -> str:
     project.options(**options)
-    return "\n".join(preview_notices(project.run(), has_webhook=has_webhook))
+    return "\n".join(gallery_notices(project.run(), has_webhook=has_webhook))
 
 
 @pytest.mark.parametrize("has_webhook", [True, False])
@@ -29,3 +29,8 @@ def test_previews_without_a_webhook_are_said_to_be_kept_in_the_folder(project: P
 def test_previews_without_a_gallery_are_said_to_show_nothing(project: Project) -> None:
     assert "there is no gallery" in notices(project, True, validation_preview=True)
     assert notices(project, True, validation_preview=True, validation_prompt_library=True) == ""
+
+
+def test_scores_without_a_gallery_are_said_to_score_nothing(project: Project) -> None:
+    assert "`evaluation_type` scores nothing" in notices(project, False, evaluation_type="clip")
+    assert notices(project, False, evaluation_type="clip", validation_prompt="a cat") == ""
