@@ -12,7 +12,7 @@ from simpletuner.config.run import Run
 from simpletuner.config.secrets import masked
 from simpletuner.config.sections import SECTIONS
 
-__all__ = ["explain", "flat", "resolved"]
+__all__ = ["changes", "explain", "flat", "resolved"]
 
 LAYERS = ("core", "family", "flavour", "derived", "file", "environment", "command line")
 """How sources begin, the lowest first."""
@@ -46,6 +46,22 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     entries = config["data_backend_config"]
     own = {f"{entry['id']}.{key}": value for entry in entries for key, value in entry.items()}
     return {**{name: value for name, value in config.items() if name != "data_backend_config"}, **own}
+
+
+def changes(former: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs that `resolved` gave: options with both values, datasets that came or went as such."""
+    before, after = ([entry["id"] for entry in config["data_backend_config"]] for config in (former, now))
+    both = [one for one in before if one in after]
+    listed = [f"dataset {one} was added" for one in after if one not in before]
+    listed += [f"dataset {one} was removed" for one in before if one not in after]
+    if both != [one for one in after if one in before]:
+        listed.append("the datasets stand in another order")
+    old, new = (
+        flat({**config, "data_backend_config": [entry for entry in config["data_backend_config"] if entry["id"] in both]})
+        for config in (former, now)
+    )
+    differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return listed + [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in differing]
 
 
 def explain(run: Run) -> str:

@@ -146,10 +146,15 @@ def _folders(run: Run) -> Iterator[Problem]:
     if os.path.isfile(output):  # pathlib raises where it may not look
         yield Problem("output_dir", f"`output_dir` is {output}, which is a file.", mend="Name a folder; it is made if missing.")
     written = {"output_dir": output, f"{run.text_embeds.id}.cache_dir": run.text_embeds.cache_dir}
-    written.update({f"{dataset.id}.cache_dir_vae": dataset.cache_dir_vae for dataset in run.picture_sets})
-    masks = [(each.id, each.instance_data_dir) for each in run.conditioning]
+    for key in ("cache_dir_vae", "csv_cache_dir"):
+        written.update({f"{dataset.id}.{key}": dict(dataset)[key] for dataset in run.picture_sets})
+    theirs = [(each.id, each.instance_data_dir) for each in (*run.datasets, *run.eval_datasets)]
+    theirs += [(each.id, each.instance_data_dir) for each in run.conditioning]
+    theirs += [
+        (each.id, each.dataset_name) for each in run.picture_sets if each.dataset_name and Path(each.dataset_name).is_dir()
+    ]
     for option, folder in written.items():
-        for id_, pictures in [(each.id, each.instance_data_dir) for each in run.picture_sets] + masks:
+        for id_, pictures in theirs:
             if folder is None or pictures is None or not _lies_in(folder, pictures):
                 continue
             is_told = option != "output_dir" and _lies_in(folder, output) and _lies_in(output, pictures)
@@ -160,7 +165,8 @@ def _folders(run: Run) -> Iterator[Problem]:
 
 
 def _lies_in(folder: str, other: str) -> bool:
-    return Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(other))
+    """Whatever links lead there."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(other))
 
 
 # datasets

@@ -45,6 +45,9 @@ def check(dataset: ImageDataset) -> Iterator[Problem]:
         yield from _aws(dataset, name)
     if dataset.type == "huggingface" and (problem := missing("datasets", option="type=huggingface", extra="huggingface")):
         yield problem
+    if dataset.revision is not None and dataset.dataset_name is not None and Path(dataset.dataset_name).expanduser().is_dir():
+        what = f"{name}: `revision` is {dataset.revision}, but `dataset_name` is a folder."
+        yield Problem(f"{dataset.id}.revision", what, "only the hub has revisions.", "Remove `revision`, or name the hub's.")
     if dataset.metadata_backend == "parquet":
         if problem := missing("pyarrow", option="metadata_backend=parquet", extra="parquet"):
             yield problem
@@ -72,6 +75,10 @@ def _aws(dataset: ImageDataset, name: str) -> Iterator[Problem]:
     if len(unset) == 1:
         mend = f"Add `{unset[0]}`, or remove the other: credentials are then found as every AWS tool finds them."
         yield Problem(f"{dataset.id}.{unset[0]}", f"{name}: `{unset[0]}` is missing.", "the two go together.", mend)
+    endpoint = dataset.aws_endpoint_url
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        what = f"{name}: `aws_endpoint_url` is {endpoint}."
+        yield Problem(f"{dataset.id}.aws_endpoint_url", what, "an address begins with http:// or https://.", "Write it whole.")
     for key, value in pair.items():
         if value == MASK:
             what = f'{name}: `{key}` is "{MASK}".'

@@ -41,7 +41,8 @@ def wants_column(entry: ImageDataset) -> bool:
 
 def has_caption(entry: ImageDataset, file: str, text: str) -> bool:
     """Whether `captions_of` would give one, for less work."""
-    return bool(_found(entry, file, text) or _in_place_of_none(entry))
+    is_found = text.strip() if wants_texts(entry) else _found(entry, file, text)
+    return bool(is_found or _in_place_of_none(entry))
 
 
 def captions_of(entry: ImageDataset, file: str, text: str) -> tuple[str, ...]:

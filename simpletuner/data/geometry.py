@@ -89,7 +89,8 @@ def asked_sizes(entry: ImageDataset, latent: LatentSpec) -> dict[WH, WH]:
 
 def enlargement(place: Place) -> float:
     """How many times larger each edge becomes; below 1 for a picture that is reduced."""
-    return max(resized / original for resized, original in zip(place.resized_WH, place.original_WH, strict=True))
+    (width, height), (columns, rows) = place.original_WH, place.resized_WH
+    return max(columns / width, rows / height)
 
 
 def _fitted(original_WH: WH, entry: ImageDataset, latent: LatentSpec, drawn_aspect: int) -> Place | Misfit:

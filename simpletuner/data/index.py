@@ -47,6 +47,7 @@ MENDS = {
     "too wide": "raise maximum_aspect_ratio",
     NO_CAPTION: "add captions",
     NO_MASK: "add masks, of the same paths and names as the pictures",
+    "changed": "start again; or, if a table says the sizes, correct them: they are those of the pictures as they stand upright",
     CANNOT_OPEN: "give this user the right to read the files",
     NOT_IN_TABLE: "correct `filename_column` or `identifier_includes_extension`, so that the table names the files",
     DEAD: "correct the URLs, or start again when their servers answer",

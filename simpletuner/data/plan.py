@@ -161,6 +161,7 @@ class Stream:
         """Step after step, the micro-batches of `rank`: every `ranks`-th of the next `ranks` x `accumulation`.
 
         Those of sets that the step may not draw from are passed over. Ends where no set has enough for another step.
+        A cursor beyond the end of its epoch, of a run that had more pictures, stands at the next.
         """
         number, position, step = cursor.epoch, cursor.position, cursor.step
         epoch = self.epoch(number)
@@ -168,7 +169,7 @@ class Stream:
             is_open = [plan.is_in_step(step) for plan in self.sets]
             micros: list[MicroBatch] = []
             while len(micros) < ranks * accumulation:
-                if position == len(epoch):
+                if position >= len(epoch):
                     following = self.next_epoch(number, step)
                     if following is None:
                         return

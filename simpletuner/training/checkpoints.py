@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 
 from simpletuner.config.lycoris import settings_of
-from simpletuner.config.resolved import flat
+from simpletuner.config.resolved import changes
 from simpletuner.config.run import Run
 from simpletuner.config.sections import Adapter
 from simpletuner.data.ranks import together
@@ -194,11 +194,10 @@ def restore(found: Checkpoint, trainer: Trainer, config: Mapping[str, Any]) -> N
         trainer.adaptive.restore(facts["adaptive_weights"])
     trainer.engine.restore_scaler(facts.get("scaler", {}))  # checkpoints of 0.1 have none, nor had they fp16
     trainer.tell(Notice(f"Going on from {found.path}, step {found.step} of {trainer.steps}."))
-    former, now = flat(_read_json(found.path / "config.json")), flat(json.loads(json.dumps(config)))
-    changed = _changed(former, now) - {"resume_from_checkpoint"}
-    if changed:
-        listed = ", ".join(f"{name} {former.get(name)!r} -> {now.get(name)!r}" for name in sorted(changed))
-        trainer.tell(Notice(f"Changed since that checkpoint: {listed}."))
+    own = {"resume_from_checkpoint": None}
+    former, now = _read_json(found.path / "config.json"), json.loads(json.dumps(config))
+    if listed := changes({**former, **own}, {**now, **own}):
+        trainer.tell(Notice(f"Changed since that checkpoint: {', '.join(listed)}."))
 
 
 def _restore_ema(found: Checkpoint, ema: Ema, trainer: Trainer) -> None:

@@ -21,7 +21,7 @@ from simpletuner.config.webhooks import written_secrets
 from simpletuner.data.samples import Batch, Cursor, draw_seed
 from simpletuner.diffusion.density import stratified
 from simpletuner.diffusion.objective import perturbation, sample_loss
-from simpletuner.errors import Interrupted
+from simpletuner.errors import Interrupted, RunError
 from simpletuner.events import Notice, RunFinished, RunStarted, Stepped, Tell
 from simpletuner.families.base import ModelFamily
 from simpletuner.training.ema import Ema
@@ -50,7 +50,7 @@ class Group(Protocol):
 
 
 class BatchStream(Protocol):
-    """Where micro-batches come from: endless, the same from the same cursor."""
+    """Where micro-batches come from: the same from the same cursor, without end but where all sets have one."""
 
     def groups(self, cursor: Cursor) -> Generator[Group, None, None]:
         """Groups from `cursor` on; closing the generator ends its prefetching."""
@@ -98,7 +98,7 @@ class Trainer:
         return self.state.step >= self.steps
 
     def fit(self) -> None:
-        """Train to the end. Raises Interrupted if the user stops it, RunError if the loss is not finite."""
+        """Train to the end. Raises Interrupted if the user stops it, RunError if the loss is not finite or batches run out."""
         self.tell(RunStarted(self.state.step, self.steps))
         self._upcoming = Upcoming([job.due for job in self.jobs], self.steps)
         with Inbox() as inbox:
@@ -167,6 +167,12 @@ class Trainer:
                     raise self._interrupted(asked)
                 if self.is_done:
                     return
+        # The length was reckoned from the first step on, and as if the pictures had always been these.
+        raise RunError(
+            f"After step {self.state.step} of {self.steps} no dataset has anything left.",
+            "the pictures, or when their sets end (`end_epoch`, `end_step`), have changed since the run began.",
+            f'set "max_train_steps" to {self.state.step}, or let a set last longer, and start the same command again.',
+        )
 
     def _step(self, group: Group) -> None:
         losses_B, times_B = [], []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from simpletuner.config.resolved import explain, flat, resolved
+from simpletuner.config.resolved import changes, explain, flat, resolved
 
 Project = Any
 
@@ -42,6 +42,18 @@ def test_what_a_variable_holds_is_neither_saved_nor_shown(project: Project) -> N
 def test_flattening_names_a_datasets_keys_as_the_sources_do(project: Project) -> None:
     run = project.run()
     assert set(flat(resolved(run))) <= set(run.sources)
+
+
+def test_sets_that_came_or_went_are_told_as_such_and_others_by_what_changed_of_them() -> None:
+    def config(rate: float, *sets: dict[str, Any]) -> dict[str, Any]:
+        return {"learning_rate": rate, "data_backend_config": sets}
+
+    cats, dogs, owls = ({"id": name, "repeats": 0} for name in ("cats", "dogs", "owls"))
+    assert changes(config(0.1, cats, dogs), config(0.1, cats, dogs)) == []
+    assert changes(config(0.1, cats, dogs), config(0.2, owls, {**dogs, "repeats": 3})) == [
+        "dataset owls was added", "dataset cats was removed", "dogs.repeats 0 -> 3", "learning_rate 0.1 -> 0.2",
+    ]  # fmt: skip
+    assert changes(config(0.1, cats, dogs), config(0.1, dogs, cats)) == ["the datasets stand in another order"]
 
 
 def test_what_is_no_core_default_is_explained_with_its_source(project: Project) -> None:

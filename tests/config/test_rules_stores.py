@@ -55,6 +55,7 @@ def test_a_table_that_is_not_asked_for_is_told(project):
 
 
 CSV = {"instance_data_dir": None, "type": "csv", "csv_file": "list.csv"}
+ROWS = {"instance_data_dir": None, "type": "huggingface"}
 AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
 
 
@@ -66,13 +67,15 @@ AWS = {"instance_data_dir": None, "type": "aws", "aws_bucket_name": "pictures"}
         ({"aws_bucket_name": "pictures"}, ["`aws_bucket_name` is set", 'Set "type" to "aws"']),
         ({**AWS, "aws_secret_access_key": "abc"}, ["`aws_access_key_id` is missing"]),
         ({**AWS, "aws_access_key_id": "abc", "aws_secret_access_key": "***"}, ['`aws_secret_access_key` is "***"']),
+        ({**AWS, "aws_endpoint_url": "localhost:9000"}, ["`aws_endpoint_url` is localhost:9000", "begins with http://"]),
         ({"instance_data_dir": None}, ["`instance_data_dir` is missing"]),
         ({**CSV, "csv_file": None}, ["`csv_file` is missing"]),
         ({**CSV, "instance_data_dir": "datasets/pictures"}, ["`instance_data_dir` is set", 'Set "type" to "local"']),
         ({**CSV, "caption_strategy": "textfile"}, ["no text files beside", 'Set it to "csv"']),
         ({**CSV, "metadata_backend": "parquet", "parquet": PARQUET}, ["`metadata_backend` is set", '"local, or aws"']),
         ({"caption_strategy": "csv"}, ['`type` is "local"', 'Set "type" to "csv"']),
-        ({"instance_data_dir": None, "type": "huggingface"}, ["`dataset_name` is missing"]),
+        (ROWS, ["`dataset_name` is missing"]),
+        ({**ROWS, "dataset_name": "datasets", "revision": "main"}, ["`revision` is main", "is a folder"]),
         ({**CSV, "split": "validation"}, ["`split` is set", 'Set "type" to "huggingface"']),
     ],
 )
@@ -92,6 +95,17 @@ def test_a_buckets_secrets_are_saved_nowhere(project):
     assert '"aws_secret_access_key": "{env:AWS_SECRET}"' in texts
     assert "AKIDEXAMPLE" not in texts
     assert "wJalrXUtnFEMI" not in texts
+
+
+def test_nothing_is_downloaded_into_a_folder_of_pictures_or_cached_in_a_saved_dataset_whatever_links_lead_there(project):
+    (project.root / "link").symlink_to(project.root / "datasets" / "pictures")
+    pictures = {"id": "pictures", "instance_data_dir": "datasets/pictures"}
+    project.datasets([pictures, {"id": "web", **CSV, "csv_cache_dir": "link/web"}])
+    assert "`web.csv_cache_dir` is link/web, within the pictures of dataset `pictures`" in project.problem()
+    (project.root / "rows").mkdir()
+    said = {"type": "huggingface", "dataset_name": "rows", "caption_strategy": "huggingface", "instance_data_dir": None}
+    project.datasets([{"id": "rows", **said, "cache_dir_vae": "rows/cache"}])
+    assert "`rows.cache_dir_vae` is rows/cache, within the pictures of dataset `rows`" in project.problem()
 
 
 def test_downloads_have_a_folder_of_their_own(project):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from simpletuner.data.jpeg import upright_size
-from simpletuner.data.pixels import Unreadable, measure
+from simpletuner.data.pixels import LARGEST_PX, Unreadable, measure
 
 
 def jpeg(size: tuple[int, int] = (48, 32), *, mode: str = "RGB", orientation: int | None = None, **options: Any) -> bytes:
@@ -72,6 +72,34 @@ def test_what_is_no_plain_header_is_left_to_pillow(raw):
     assert upright_size(raw) is None
 
 
+def block(marker: int, payload: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
+EMPTY_EXIF = block(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+TURNED_EXIF = block(0xE1, b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [EMPTY_EXIF + TURNED_EXIF, block(0xDB, b"\0" * 20), block(0xDB, b"\x18" * 65), block(0xE0, b"JFIF"), block(0xEE, b"Adobe"),
+     block(0xE2, b"ICC_PROFILE\0"), block(0xED, b"Photoshop 3.0\x008BIM\x03\xed")],
+    ids=["EXIF in pieces", "short table", "long table", "short JFIF", "short Adobe", "short profile", "odd Photoshop"],
+)  # fmt: skip
+def test_blocks_that_pillow_looks_into_are_left_to_it_where_they_are_odd(blocks):
+    file = io.BytesIO()
+    Image.new("RGB", (48, 32)).save(file, "JPEG")
+    plain = file.getvalue()
+    odd = plain[:2] + blocks + plain[2:]
+    assert upright_size(odd) is None
+    assert upright_size(plain[:2] + TURNED_EXIF + plain[2:]) == (32, 48)
+
+
+def test_a_header_whose_last_block_is_cut_off_is_left_to_pillow():
+    raw = jpeg()
+    assert upright_size(raw[: raw.index(b"\xff\xda") + 6]) is None
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 def test_damaged_headers_never_give_another_size_than_pillow():
     draws, whole, compared = random.Random(0), jpeg(orientation=6, comment=b"by me"), 0
@@ -81,8 +109,7 @@ def test_damaged_headers_never_give_another_size_than_pillow():
         for _ in range(draws.randint(1, 3)):
             raw[draws.randrange(header)] = draws.randrange(256)
         damaged = bytes(raw[: draws.randrange(header)]) if number % 3 == 0 else bytes(raw)
-        quick, slow = upright_size(damaged), by_pillow(damaged)
-        if quick is not None and slow is not None:
+        if (quick := upright_size(damaged)) is not None and quick[0] * quick[1] <= LARGEST_PX:
             compared += 1
-            assert quick == slow
-    assert compared > 1000
+            assert quick == by_pillow(damaged)
+    assert compared > 500

@@ -108,6 +108,13 @@ def test_the_stream_from_any_cursor_is_the_tail_of_the_whole(stream: Stream, tak
     assert list(islice(micro_batches(stream, Cursor(epoch, position, taken)), 10)) == whole[taken:]
 
 
+def test_a_run_of_more_pictures_is_taken_up_with_fewer() -> None:
+    whole = a_stream()
+    half = Stream([replace(plan, ids=plan.ids[:2], bucket_ids=plan.bucket_ids[:2]) for plan in whole.sets], whole.seed)
+    assert half.epoch_length < 8 < whole.epoch_length
+    assert next(micro_batches(half, Cursor(2, 8, 30))) == half.epoch(3)[0]
+
+
 @given(scheduled, st.integers(1, 2), st.integers(1, 3))
 def test_a_step_draws_from_just_the_sets_that_have_started_and_not_ended(stream: Stream, ranks: int, accumulation: int) -> None:
     for step, rows in enumerate(dealt(stream, Cursor(), ranks=ranks, accumulation=accumulation, steps=25)):

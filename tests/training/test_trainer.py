@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,22 @@ class Doing:
 
     def run(self, trainer: Trainer) -> None:
         self.work(trainer)
+
+
+class Short(Stream):
+    """Ends after two steps."""
+
+    def groups(self, cursor: Cursor) -> Iterator[Group]:
+        yield from islice(super().groups(cursor), 2)
+
+
+def test_a_stream_that_ends_too_early_is_told_and_not_taken_for_the_end_of_the_run(tmp_path: Path) -> None:
+    with (
+        trainer_of(make_run(tmp_path), steps=5, stream=Short()) as trainer,
+        pytest.raises(RunError, match="After step 2 of 5 no dataset has anything left"),
+    ):
+        trainer.fit()
+    assert not (tmp_path / "pytorch_lora_weights.safetensors").exists()
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:

@@ -131,13 +131,13 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="store") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # no `with`: whoever interrupts would wait for calls that wait

@@ -26,7 +26,10 @@ IN_FLIGHT = 32
 """At 50 ms a read, 640 pictures a second."""
 HEADER_BYTES = 2**16
 """Read at once of a picture to be measured: EXIF data, thumbnail included, are at most this."""
-TRIES = 5
+TRIES = 3
+"""By botocore, which waits longer and longer, and as often by s3fs, which also tries again an answer that breaks off."""
+TIMEOUT_S = 15
+"""Of each wait for the service: one that is silent is given up after TRIES x TRIES of them, two to three minutes."""
 
 
 class Bucket:
@@ -56,15 +59,15 @@ class Bucket:
     def listing(self, tell: Tell) -> Listing:
         """All pictures and caption files there, hidden ones left out, page by page. An ETag stands for the time."""
         found = Files()
-        page: dict[str, Any] = {"IsTruncated": True, "NextContinuationToken": None}
+        page: dict[str, Any] = {"IsTruncated": True}
         total = 0
         try:
-            while page["IsTruncated"]:
-                token = page["NextContinuationToken"]
+            while page.get("IsTruncated"):
+                token = page.get("NextContinuationToken")
                 more = {"ContinuationToken": token} if token else {}
                 with self._failures_told():
                     page = self._s3().call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._prefix, **more)
-                total += page["KeyCount"]
+                total += len(page.get("Contents", ()))  # not every service tells a KeyCount
                 for one in page.get("Contents", ()):
                     file = one["Key"][len(self._prefix) :]
                     if not any(part.startswith(".") for part in file.split("/")):
@@ -109,11 +112,13 @@ class Bucket:
                     **self._settings,
                     config_kwargs={
                         "max_pool_connections": self.in_flight,
-                        "retries": {"mode": "standard", "max_attempts": TRIES},
+                        "read_timeout": TIMEOUT_S,
+                        "retries": {"mode": "standard", "total_max_attempts": TRIES},
                     },
                     skip_instance_cache=True,
                     use_listings_cache=False,
                 )
+                self._opened.retries = TRIES
             return self._opened
 
     @contextmanager
@@ -123,10 +128,11 @@ class Bucket:
 
         try:
             yield
-        except (OSError, BotoCoreError) as error:
+        except (OSError, BotoCoreError, ValueError) as error:  # a ValueError: an endpoint that is no address
             words = str(error.strerror or error) if isinstance(error, OSError) else str(error)
             for secret in self._secrets:
                 words = words.replace(secret, "***")
+            words = words.rstrip(".")
             raise OSError(error.errno if isinstance(error, OSError) and error.errno else errno.EIO, words) from None
 
 

@@ -15,7 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -56,6 +56,7 @@ class Downloader:
         self._back_off_s, self._timeout_s = back_off_s, timeout_s
         self._failures: Counter[str] = Counter()
         self._lock = Lock()
+        self._is_over = Event()
         check = _any_address if allow_private else _public_address
         self._opener = urllib.request.OpenerDirector()  # no handlers for files and FTP, as `build_opener` would add
         handlers: list[urllib.request.BaseHandler] = [
@@ -70,7 +71,10 @@ class Downloader:
 
     def fetch(self, url: str) -> bytes:
         """The bytes of the picture there. Raises Dead."""
-        host = urlsplit(url).netloc
+        try:
+            host = urlsplit(url).netloc
+        except ValueError as error:
+            raise Dead(f"it is no URL: {error}") from error
         for tried in range(1, TRIES + 1):
             if self._failures[host] >= DEAD_HOST:
                 raise Dead(f"{host} could not be reached {DEAD_HOST} times in a row")
@@ -80,8 +84,13 @@ class Downloader:
                 if not error.is_passing or tried == TRIES:
                     raise
                 wait_s = self._back_off_s * 2 ** (tried - 1) * random.uniform(0.5, 1.5)
-                time.sleep(max(wait_s, min(error.wait_s, LONGEST_WAIT_S)))
+                if self._is_over.wait(max(wait_s, min(error.wait_s, LONGEST_WAIT_S))):
+                    raise
         raise AssertionError("the last try returns or raises")
+
+    def give_up(self) -> None:
+        """Try nothing again from now on: what other threads wait for would hold up the end of an interrupted run."""
+        self._is_over.set()
 
     def _try(self, url: str, host: str) -> bytes:
         try:

@@ -24,6 +24,9 @@ __all__ = ["Rows"]
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
 """What a folder that `save_to_disk` made holds."""
+TROUBLE = (OSError, ValueError, TypeError, LookupError, RuntimeError)
+"""What Arrow raises, and `datasets` beside its own errors, where a dataset is damaged, empty or of another make."""
+UNSET_SPLIT = ImageDataset.model_fields["split"].default
 AT_ONCE = 1000
 """Rows whose names are looked at together."""
 
@@ -86,7 +89,11 @@ class Rows:
                 rows = self._loaded()
                 columns = {"image_column": self._column, "caption_column": self._caption}
                 check_columns(rows.column_names, columns, f"Dataset `{self._dataset}`: {self.root}")
-                self._opened = rows.cast_column(self._column, _undecoded())
+                try:
+                    self._opened = rows.cast_column(self._column, _undecoded())
+                except TROUBLE as error:
+                    what = f"Dataset `{self._dataset}`: the column `{self._column}` of {self.root} holds no pictures: {error}."
+                    raise DataError(what, mend="correct `image_column`.") from error
                 self._pictures = self._opened.select_columns([self._column])
             return self._opened
 
@@ -98,10 +105,13 @@ class Rows:
             if not any((Path(self._name) / name).is_file() for name in SAVED):
                 return datasets.load_dataset(self._name, split=self._split, revision=self._revision)
             saved = datasets.load_from_disk(self._name)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (*TROUBLE, datasets.exceptions.DatasetsError) as error:
             mend = "correct `dataset_name`, `split` or `revision`; a gated dataset needs `huggingface-cli login`."
             raise DataError(f"{label} cannot be opened: {error}", mend=mend) from error
         if not isinstance(saved, datasets.DatasetDict):
+            if self._split not in (UNSET_SPLIT, str(saved.split)):
+                why = "it was saved as a dataset, not as a dictionary of splits."
+                raise DataError(f"{label} has no split `{self._split}`.", why, "remove `split`.")
             return saved
         if self._split not in saved:
             raise DataError(f"{label} has no split `{self._split}`.", f"its splits: {', '.join(saved)}.", "correct `split`.")

@@ -72,7 +72,8 @@ class Table:
         """Names that are none of the keys: up to `most` of them, and how many there are."""
         import pyarrow.compute as pc
 
-        absent = self.names.filter(pc.invert(pc.is_in(self.names, value_set=_arrow(keys))))
+        is_absent = pc.and_(pc.not_equal(self.names, b""), pc.invert(pc.is_in(self.names, value_set=_arrow(keys))))
+        absent = self.names.filter(is_absent)
         return [name.as_py().decode("utf-8", "replace") for name in absent[:most]], len(absent)
 
     def captions_at(self, rows: Ints) -> Texts | None:

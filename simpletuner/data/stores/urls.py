@@ -57,12 +57,16 @@ class Urls:
         fresh = [row for row, stamp in enumerate(stamps) if stamp is NO_FILE]
         faults: dict[int, tuple[str, str]] = {}
         loaded = in_order(self._loaded, (urls[row] for row in fresh), IN_FLIGHT)
-        for done, (row, result) in enumerate(zip(fresh, loaded, strict=True), 1):
-            if isinstance(result, Dead):
-                faults[row] = (DEAD, str(result))
-            else:
-                stamps[row] = result
-            tell(Progress(f"{self._dataset}: downloading", done, len(fresh), "pictures"))
+        try:
+            for done, (row, result) in enumerate(zip(fresh, loaded, strict=True), 1):
+                if isinstance(result, Dead):
+                    faults[row] = (DEAD, str(result))
+                else:
+                    stamps[row] = result
+                tell(Progress(f"{self._dataset}: downloading", done, len(fresh), "pictures"))
+        except BaseException:
+            self._downloader.give_up()
+            raise
         stamps_N2 = np.array(stamps, np.int64).reshape(-1, 2)
         notes = {url: f"stands {count} times in {self._table.name}, and counts once" for url, count in twice.items()}
         texts = Texts.of(captions) if self._caption else None
@@ -85,7 +89,11 @@ class Urls:
         try:
             with self._table.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
-                check_columns(rows.fieldnames or (), columns, label)
+                names = list(rows.fieldnames or ())
+                if len(names) == 1 and (marks := set(names[0]) & set(";\t|")):
+                    why = f"its first line is {names[0]!r}: columns that stand apart by {marks.pop()!r}."
+                    raise DataError(f"{label} has one column.", why, "save it with commas between the columns.")
+                check_columns(names, columns, label)
                 for row in rows:
                     if url := (row[self._column] or "").strip():
                         counts[url] += 1

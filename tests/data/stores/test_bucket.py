@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ class Service:
         """(path, range) of each GET."""
         self.failures = 0
         """Requests that are still to be answered with 503."""
+        self.silence_s = 0.0
+        """Before each answer."""
         moto = DomainDispatcherApplication(create_backend_app)
 
         def answer(environ: dict[str, Any], start: Any) -> Any:
             if environ["REQUEST_METHOD"] == "GET":
                 self.asked.append((environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
+                time.sleep(self.silence_s)
                 if self.failures:
                     self.failures -= 1
                     start("503 Slow Down", [])
@@ -73,7 +77,7 @@ def service(_service: Service) -> Service:
     for one in _service.client.list_objects_v2(Bucket="pictures").get("Contents", ()):
         _service.client.delete_object(Bucket="pictures", Key=one["Key"])
     _service.asked.clear()
-    _service.failures = 0
+    _service.failures, _service.silence_s = 0, 0.0
     return _service
 
 
@@ -154,13 +158,23 @@ def test_a_failure_on_the_way_is_tried_again(service):
     assert Bucket(entry(service)).read("a.jpg") == b"bytes"
 
 
+@pytest.mark.slow
+def test_a_service_that_is_silent_is_given_up(service, monkeypatch):
+    monkeypatch.setattr("simpletuner.data.stores.bucket.TRIES", 2)
+    monkeypatch.setattr("simpletuner.data.stores.bucket.TIMEOUT_S", 0.1)
+    service.silence_s = 1.0
+    with pytest.raises(DataError, match="cannot be listed: Read timeout"):
+        Bucket(entry(service)).listing(lambda event: None)
+    assert len(service.asked) == 4
+
+
 def test_a_file_that_vanished_is_told(service, tmp_path):
     put(service, {"a.jpg": noise((256, 256))})
     images = opened(service, tmp_path)
     service.client.delete_object(Bucket="pictures", Key="a.jpg")
     with pytest.raises(Unreadable) as caught:
         images.read(0)
-    assert (caught.value.reason, caught.value.detail) == (CANNOT_OPEN, "The specified key does not exist.")
+    assert (caught.value.reason, caught.value.detail) == (CANNOT_OPEN, "The specified key does not exist")
 
 
 def test_a_bucket_that_is_not_there_and_an_empty_one_are_errors(service, tmp_path):
@@ -169,6 +183,14 @@ def test_a_bucket_that_is_not_there_and_an_empty_one_are_errors(service, tmp_pat
     with pytest.raises(DataError, match="no images detected in dataset cats: s3://pictures/none/") as caught:
         opened(service, tmp_path, aws_data_prefix="none")
     assert caught.value.problem.mend == "put pictures into it, or correct aws_data_prefix."
+
+
+def test_an_address_that_answers_with_no_list_or_is_none_is_an_error(service, tmp_path, monkeypatch):
+    bucket = Bucket(entry(service))
+    monkeypatch.setattr(bucket._s3(), "call_s3", lambda name, **keys: {})  # what botocore makes of a web page
+    assert not bucket.listing(lambda event: None).files
+    with pytest.raises(DataError, match="cannot be listed: Invalid endpoint: localhost:9000"):
+        opened(service, tmp_path, aws_endpoint_url="localhost:9000")
 
 
 def test_without_keys_the_machines_own_credentials_are_used(service, monkeypatch):

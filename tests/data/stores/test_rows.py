@@ -108,3 +108,21 @@ def test_a_dataset_that_is_no_use_is_one_clear_error(tmp_path):
     assert 'perhaps "image_column": "image"' in refused(tmp_path, image_column="imag")
     assert "its splits: train." in refused(tmp_path, split="test")
     assert "cannot be opened" in refused(tmp_path, dataset_name="nobody/nothing")
+    built().save_to_disk(tmp_path / "one")
+    assert "has no split `test`" in refused(tmp_path, dataset_name=str(tmp_path / "one"), split="test")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [([], "cannot be opened"), ([1], "the column `image`"), ([[CELLS[0]]], "the column `image`")],
+    ids=["no row", "numbers", "lists"],
+)
+def test_a_dataset_without_pictures_is_one_clear_error(tmp_path, cells, said):
+    datasets.Dataset.from_dict({"image": cells}).save_to_disk(tmp_path / "made")
+    assert said in refused(tmp_path, caption_strategy="filename")
+
+
+def test_a_folder_with_a_script_is_one_clear_error(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "made.py").write_text("")
+    assert "scripts are no longer supported" in refused(tmp_path)

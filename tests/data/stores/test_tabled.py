@@ -14,6 +14,7 @@ from PIL import Image
 from simpletuner.config.datasets import ImageDataset
 from simpletuner.data.index import ImageSet, open_dataset
 from simpletuner.data.ledger import Exclusion, Note
+from simpletuner.data.pixels import Unreadable, read_pixels
 from simpletuner.data.samples import LatentSpec
 from simpletuner.data.stores.folder import Folder
 from simpletuner.errors import DataError
@@ -103,8 +104,20 @@ def test_sizes_from_the_table_spare_the_headers(tables, monkeypatch):
     assert tables.open().place(0).original_WH == (256, 256), "without these columns, headers are read after all"
 
 
+def test_pictures_of_other_sizes_than_the_table_says_are_told_with_the_mend(tables):
+    tables.write({"id": ["a"], "caption": ["ape"], "w": [512], "h": [128]})
+    images = tables.open(width_column="w", height_column="h")
+    with pytest.raises(Unreadable) as caught:
+        read_pixels(images.read(0), images.place(0))
+    images.exclude(0, caught.value.reason, caught.value.detail)
+    with pytest.raises(
+        DataError, match=r"512x128 was .* said by its table(.|\n)*Mend: .*if a table says the sizes, correct them"
+    ):
+        images.check_usable()
+
+
 def test_what_is_only_in_the_folder_or_only_in_the_table_is_in_the_ledger(tables):
-    tables.write({"id": ["a", "d", "gone", "gone too"], "caption": ["ape", "dog", "x", "y"]})
+    tables.write({"id": ["a", None, "d", "gone", "gone too"], "caption": ["ape", "no name", "dog", "x", "y"]})
     ledger = tables.open().ledger
     assert ledger.summary == "cats: 3 found = 2 used + 1 excluded (1 not in the table)"
     assert ledger.excluded == (Exclusion("b/c.png", "not in the table", "table.parquet does not name it"),)

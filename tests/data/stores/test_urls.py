@@ -117,7 +117,7 @@ class List:
     def open(self, **keys: Any) -> ImageSet:
         said = {"type": "csv", "csv_file": str(self.path / "list.csv"), "caption_strategy": "csv", **keys}
         folders = {"csv_cache_dir": str(self.path / "downloads"), "cache_dir_vae": str(self.path / "cache")}
-        return open_dataset(ImageDataset(id="cats", **folders, **said), LATENT, tell=self.told.append)
+        return open_dataset(ImageDataset(id="cats", **{**folders, **said}), LATENT, tell=self.told.append)
 
     def refused(self, **keys: Any) -> str:
         with pytest.raises(DataError) as caught:
@@ -176,6 +176,14 @@ def test_a_failure_that_passes_is_waited_for(web, downloader):
     assert web.asked["/flaky.png"] == 3
 
 
+def test_an_interrupted_run_does_not_wait_for_what_would_be_tried_again(web):
+    patient = Downloader(allow_private=True, back_off_s=60)
+    threading.Timer(0.2, patient.give_up).start()
+    with pytest.raises(Dead, match="the server answers 503"):
+        patient.fetch(f"{web.url}/flaky.png")
+    assert web.asked["/flaky.png"] == 1
+
+
 def test_a_host_that_is_down_is_given_up(web, downloader):
     for number in range(download.DEAD_HOST // download.TRIES):
         with pytest.raises(Dead, match=r"cannot be reached: .*refused"):
@@ -223,6 +231,14 @@ def test_a_url_that_stands_twice_is_one_picture(urls, web):
     assert images.ledger.notes == (Note(f"{web.url}/good.png", "stands 2 times in list.csv, and counts once"),)
 
 
+def test_what_is_no_url_is_in_the_ledger(urls):
+    urls.write("good.png,a", "http://[::1/a.png,b", "data://x,c", "http://h:port/a.png,d")
+    images = urls.open()
+    details = [one.detail for one in images.ledger.excluded]
+    assert len(details) == 3
+    assert "it is no URL: Invalid IPv6 URL" in details
+
+
 def test_a_full_disk_stops_the_run(urls, monkeypatch):
     def full(path: Path, pieces: object) -> None:
         raise OSError(28, "No space left on device")
@@ -240,6 +256,8 @@ def test_a_list_that_is_no_use_is_one_clear_error(urls):
     error = urls.refused()
     assert "has no column `url` (csv_url_column) and `caption` (csv_caption_column)" in error
     assert "its columns: link, captions." in error
+    urls.write("good.png;x", head="url;caption")
+    assert "columns that stand apart by ';'" in urls.refused()
     (urls.path / "list.csv").write_bytes(b"url\n\xff\xfe\n")
     assert "cannot be read" in urls.refused(caption_strategy="filename")
     urls.write("gone.png,x")
