@@ -6,6 +6,7 @@ and without torchrun the one process that they are compared with.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
 from simpletuner.events import Measured, Stepped
 from simpletuner.families import find
+from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
@@ -361,6 +363,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    import_model_libraries()
+    gc.freeze()  # as conftest.py does it: every loan ends in a collection, which would search all that was imported
     folder = Path(sys.argv[1])
     with Engine(make_run(folder)) as engine:
         train_all(engine, folder, sys.argv[2:])
