@@ -105,14 +105,17 @@ def test_a_rank_without_a_shot_loads_nothing_and_goes_on(two_ranks: Callable[...
 
 
 def test_ranks_share_out_what_is_missing_as_the_first_of_them_finds_it(
-    two_ranks: Callable[..., tuple[Rank, Rank]], tmp_path: Path
+    two_ranks: Callable[..., tuple[Rank, Rank]], gallery: Callable[..., Gallery], tmp_path: Path
 ) -> None:
-    run_all(two_ranks(THREE, disable_benchmark=True, validation_on_startup=True))
-    (tmp_path / "validation" / file_name(THREE[0], 0)).unlink()
-    (tmp_path / "validation" / file_name(THREE[1], 0)).unlink()
-    resumed = two_ranks(THREE, disable_benchmark=True, validation_on_startup=True)
-    run_all(resumed)
-    assert [rank.painted for rank in resumed] == [["cond:cat 0"], ["cond:cat 1"]]
+    """The second looks at a disk where nothing is painted, as one may that has an old view of a shared folder."""
+    options = {"disable_benchmark": True, "validation_on_startup": True}
+    run_all(two_ranks(THREE, **options))
+    for shot in THREE[1:]:
+        (tmp_path / "validation" / file_name(shot, 0)).unlink()
+    first, second = two_ranks(THREE, **options)
+    second.job = gallery(THREE, output_dir=str(tmp_path / "another view"), **options)
+    run_all([first, second])
+    assert (first.painted, second.painted) == (["cond:cat 1"], ["cond:cat 2"])
 
 
 def test_with_previews_the_first_rank_paints_alone(two_ranks: Callable[..., tuple[Rank, Rank]]) -> None:
