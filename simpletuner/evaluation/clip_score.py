@@ -6,6 +6,7 @@ decoder are at rest, and is gone afterwards; its attention is its own, whatever 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,9 @@ def _score(model: Any, tokenizer: Any, processor: Any, image: Image, prompt: str
 
 
 def figures_of(scores: Sequence[float], weights: Weights) -> dict[str, float]:
-    """Mean, least and greatest of a gallery's scores, as trackers plot them."""
+    """Mean, least and greatest of a gallery's scores, as trackers plot them; the same in any order of the scores."""
     name = NAMES[weights]
-    return {f"{name}/mean": sum(scores) / len(scores), f"{name}/min": min(scores), f"{name}/max": max(scores)}
+    return {f"{name}/mean": math.fsum(scores) / len(scores), f"{name}/min": min(scores), f"{name}/max": max(scores)}
 
 
 def verify_judge(run: Run, *, may_fetch: bool = True) -> None:

@@ -36,14 +36,14 @@ class Previews:
     """Makes frames while a gallery is sampled, if the run asks for them."""
 
     def __init__(self, run: Run) -> None:
-        self._is_on = run.previews.validation_preview
+        self.is_on = run.previews.validation_preview
         self._every = run.previews.validation_preview_steps
         self._folder = Path(run.checkpointing.output_dir) / "previews"
 
     @contextmanager
     def lent(self, trainer: Trainer, step: int, weights: Weights) -> Iterator[Watch]:
         """The quick decoder is on the device in this block only."""
-        if not self._is_on:
+        if not self.is_on:
             yield lambda shot: None
             return
         failures: list[str] = []

@@ -1,10 +1,12 @@
 """Each tuning of each family on two ranks over gloo: 2 processes are 1 process that accumulates twice.
 
-This file is also the program that each rank runs: `torchrun --nproc_per_node 2 test_two_ranks.py RESULTS FAMILY=FOLDER ...`.
+This file is also the program that each rank runs: `torchrun --nproc_per_node 2 test_two_ranks.py RESULTS FAMILY=FOLDER ...`,
+and without torchrun the one process that they are compared with.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -27,12 +29,13 @@ from simpletuner.config.run import Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch, Place, Prompt
 from simpletuner.errors import SimpletunerError
 from simpletuner.events import Measured, Stepped
-from simpletuner.examples.tiny import model_options
 from simpletuner.families import find
+from simpletuner.networks.libraries import import_model_libraries
 from simpletuner.training.engine import Engine
 from simpletuner.training.jobs import Asked, Due
 from simpletuner.training.trainer import Trainer
 from simpletuner.training.tuning import load_tuned
+from tests.contracts.painting import model_of, paint_together
 from tests.evaluation.eval_fakes import JudgedFamily, Pictures, judge_of
 
 TUNINGS: dict[str, dict[str, Any]] = {
@@ -74,9 +77,7 @@ class FamilyStream:
 def run_of(folder: Path, name: str, repository: str, tuning: str) -> Run:
     return make_run(
         folder,
-        model_family=name,
-        family=find()[name].Options(),
-        pretrained_model_name_or_path=repository,
+        **model_of(name, repository),
         **TUNINGS[tuning],
         learning_rate=1e-3,
         lr_scheduler="linear",
@@ -222,6 +223,11 @@ def judge_together(engine: Engine, results: Path) -> None:
     (results / f"judged-{engine.rank}of{engine.ranks}.json").write_text(json.dumps(answers))
 
 
+def paint_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
+    for pair in families:
+        paint_together(engine, results, *pair.split("=", 1))
+
+
 def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
     for pair in families:
         for tuning in TUNINGS:
@@ -229,35 +235,25 @@ def train_all(engine: Engine, results: Path, families: Sequence[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str], Path]) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, tiny_repo: Callable[[str], Path], tiny_clip: Path) -> Path:
     """What one process and what two wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    families = [f"{name}={model_options(name, tiny_repo(name))['pretrained_model_name_or_path']}" for name in find()]
-    with Engine(make_run(folder)) as engine:
-        train_all(engine, folder, families)
-        judge_together(engine, folder)
+    (folder / "clip").symlink_to(tiny_clip)
+    families = [f"{name}={tiny_repo(name)}" for name in find()]
     # Without a GPU no flag is needed: two processes must never be two trainings that know nothing of each other.
     flags = {"ACCELERATE_USE_CPU": "1"} if torch.cuda.is_available() else {}
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        __file__,
-        folder,
-        *families,
-    ]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        launch,
-        env=os.environ | flags | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Else MKL's last bit depends on where in memory a tensor happens to lie, and so on whether there is a second process.
+    flags |= {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE"}
+    flags["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        done = subprocess.run(
+            [sys.executable, *launcher, __file__, folder, *families],
+            env=os.environ | flags,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -348,13 +344,34 @@ def test_the_eval_loss_is_the_same_to_the_bit_on_one_process_and_on_two(results:
     assert first[1][1]["eval_loss"] == pytest.approx(one[1][1]["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", find())
+def test_two_ranks_share_a_gallery_and_its_files_figures_and_page_are_those_of_one(results: Path, name: str) -> None:
+    one, first, second = (json.loads((results / f"painted-{name}-{of}.json").read_text()) for of in ("0of1", "0of2", "1of2"))
+    assert (first["own"], second["own"]) == (["cat", "green square"] * 2, ["dog"] * 2)
+    assert first["painted"] == second["painted"] == one["painted"]
+    assert first["measured"] == second["measured"] == one["measured"]
+    assert len(one["measured"]) == 2
+    files = [_contents(results / f"painted-by-{ranks}" / name) for ranks in (1, 2)]
+    assert files[1] == files[0]
+    assert sorted(files[0]) == sorted([*one["painted"], "gallery.html"])
+    assert len(one["painted"]) == len(set(files[0].values())) - 1 == 6, "the adapter and its average paint differently"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    import_model_libraries()
+    gc.freeze()  # as conftest.py does it: every loan ends in a collection, which would search all that was imported
     folder = Path(sys.argv[1])
     with Engine(make_run(folder)) as engine:
-        talk(engine, folder)
         train_all(engine, folder, sys.argv[2:])
-        fail_together(engine, folder)
-        average_together(engine, folder)
         judge_together(engine, folder)
-        skip_together(engine, folder)  # last: its own engine ends the process group
+        paint_all(engine, folder, sys.argv[2:])
+        if engine.ranks > 1:
+            talk(engine, folder)
+            fail_together(engine, folder)
+            average_together(engine, folder)
+            skip_together(engine, folder)  # last: its own engine ends the process group

@@ -2,110 +2,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from simpletuner.config.run import Run
-from simpletuner.data.ranks import Alone
-from simpletuner.data.samples import Prompt
 from simpletuner.evaluation.gallery import Gallery
 from simpletuner.evaluation.names import file_name, is_painted
 from simpletuner.events import Event, Measured, Notice, Painted
 from simpletuner.families.base import Shot
-from simpletuner.training.state import TrainState
+from tests.evaluation.gallery_fakes import SHOT, THREE, FakeEngine, FakeFamily, trainer_of
 from tests.tiny_clip import judged
-
-SHOT = Shot("cat", 0, "a cat", "", 64, 32, seed=7, guidance=4.5, steps=2)
-
-
-class FakeEngine(Alone):
-    device = "cpu"
-
-    def attention(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-class FakeTuning:
-    """Notes how the model stands while something is sampled."""
-
-    keeps_base = True
-
-    def __init__(self) -> None:
-        self.standing = "training"
-        self.strength = 1.0
-
-    @contextmanager
-    def _as(self, standing: str) -> Iterator[None]:
-        self.standing = standing
-        yield
-        self.standing = "training"
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        return {}
-
-    def disabled(self) -> Any:
-        return self._as("base")
-
-    def evaluating(self) -> Any:
-        return self._as("evaluating")
-
-    @contextmanager
-    def at_strength(self, strength: float) -> Iterator[None]:
-        self.strength = strength
-        yield
-        self.strength = 1.0
-
-
-class FakeEma:
-    def __init__(self, tuning: FakeTuning) -> None:
-        self.tuning = tuning
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        assert self.tuning.standing == "evaluating"
-        self.tuning.standing = "average"
-        yield
-        self.tuning.standing = "evaluating"
-
-
-class FakeFamily:
-    """Renders flat pictures whose red tells the standing of the model; draws from the global generator as libraries do."""
-
-    def __init__(self, tuning: FakeTuning) -> None:
-        self.tuning = tuning
-        self.sampled: list[tuple[str, str, str]] = []
-        self.is_sampling = False
-
-    @contextmanager
-    def sampler(self, denoiser: Any, device: str) -> Iterator[Callable[..., torch.Tensor]]:
-        def sample(shot: Shot, cond: str, uncond: str, on_step: None) -> torch.Tensor:
-            self.sampled.append((self.tuning.standing, cond, uncond))
-            assert not torch.is_grad_enabled()
-            return torch.full(
-                (1, 1, 1, 1), {"base": 10.0, "evaluating": 200.0, "average": 100.0}[self.tuning.standing]
-            ) + 0 * torch.rand(1)
-
-        self.is_sampling = True
-        yield sample
-        self.is_sampling = False
-
-    @contextmanager
-    def image_decoder(self, device: str) -> Iterator[Callable[..., Image.Image]]:
-        assert not self.is_sampling, "denoiser and decoder are needed at once"
-        yield lambda latents, cond, uncond: Image.new("RGB", (64, 32), (int(latents.item()), 0, 0))
-
-
-class FakePrompts:
-    def get(self, prompt: Prompt) -> str:
-        return f"{prompt.role}:{prompt.text}"
 
 
 @pytest.fixture
@@ -115,27 +26,7 @@ def told() -> list[Event]:
 
 @pytest.fixture
 def trainer(told: list[Event]) -> Any:
-    tuning = FakeTuning()
-    return SimpleNamespace(
-        engine=FakeEngine(),
-        tuning=tuning,
-        ema=FakeEma(tuning),
-        family=FakeFamily(tuning),
-        denoiser=None,
-        optimizer=torch.optim.SGD([torch.zeros(1)]),
-        state=TrainState(),
-        is_done=False,
-        tell=told.append,
-    )
-
-
-@pytest.fixture
-def gallery(make_run: Callable[..., Run], tmp_path: Path) -> Callable[..., Gallery]:
-    def of(shots: tuple[Shot, ...] = (SHOT,), **options: Any) -> Gallery:
-        run = make_run("sana", output_dir=str(tmp_path), validation_step_interval=10, **options)
-        return Gallery(run, shots, FakePrompts(), steps_per_epoch=Fraction(5, 2))  # type: ignore[arg-type]
-
-    return of
+    return trainer_of(told, FakeEngine())
 
 
 def red(path: Path) -> int:
@@ -306,12 +197,6 @@ def test_training_s_random_numbers_do_not_notice_a_gallery(gallery: Callable[...
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_other_ranks_wait_and_paint_nothing(gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path) -> None:
-    trainer.engine.rank = 1
-    gallery(validation_on_startup=True).run(trainer)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_picture_says_in_its_metadata_what_it_is(gallery: Callable[..., Gallery], trainer: Any, tmp_path: Path) -> None:
     shot = replace(SHOT, nickname="chef_<token>", prompt="你好 😀\nsecond line")
     gallery((shot,), disable_benchmark=True, validation_on_startup=True).run(trainer)
@@ -397,3 +282,25 @@ def test_clip_judges_the_whole_gallery_of_a_step_and_the_base_s_apart(
     assert trained.figures == pytest.approx({f"clip_score/{name}": value for name, value in expected.items()}, abs=1e-3)
     assert set(base.figures) == {f"clip_score/base/{name}" for name in expected}
     assert len([event for event in told if isinstance(event, Painted)]) == 4
+
+
+def test_a_picture_does_not_depend_on_those_before_it(gallery: Callable[..., Gallery], trainer: Any) -> None:
+    """Whatever a library draws without being given a generator."""
+    drawn: dict[str, list[float]] = {}
+
+    class Drawing(FakeFamily):
+        @contextmanager
+        def sampler(self, denoiser: Any, device: str) -> Iterator[Callable[..., torch.Tensor]]:
+            with super().sampler(denoiser, device) as sample:
+
+                def drawing(shot: Shot, *rest: Any) -> torch.Tensor:
+                    drawn.setdefault(shot.nickname, []).append(torch.rand(()).item())
+                    return sample(shot, *rest)
+
+                yield drawing
+
+    trainer.family = Drawing(trainer.tuning)
+    gallery(THREE, disable_benchmark=True, validation_on_startup=True).run(trainer)
+    trainer.state.step = 10
+    gallery(THREE[2:], disable_benchmark=True, validation_on_startup=True).run(trainer)
+    assert drawn["cat 2"][0] == drawn["cat 2"][1]
