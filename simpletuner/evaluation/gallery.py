@@ -177,7 +177,8 @@ class Gallery:
             return clip.scores(pictures, device=trainer.engine.device) if there else []
 
         scores = [score for part in together(trainer.engine, work) for score in part]
-        trainer.tell(Measured("clip", step, figures_of(scores, weights)))
+        if scores:  # else no picture of it found room, which was told
+            trainer.tell(Measured("clip", step, figures_of(scores, weights)))
 
     def _settle(self, trainer: Trainer, work: Callable[[], None]) -> list[Account]:
         """Do this rank's part of some work; then tell which pictures, of all ranks, have their files by now. Collective."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import CLIPModel
 
 from simpletuner.errors import DataError, RunError
 from simpletuner.evaluation.gallery import Gallery
@@ -78,6 +79,18 @@ def two_ranks(gallery: Callable[..., Gallery]) -> Callable[..., tuple[Rank, Rank
     return of
 
 
+@pytest.fixture
+def one_load_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.23 takes `tie_weights` from all its classes while one loads; two threads at once leave it so for good."""
+    load, lock = CLIPModel.from_pretrained, threading.Lock()
+
+    def loaded(*words: Any, **options: Any) -> Any:
+        with lock:
+            return load(*words, **options)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", loaded)
+
+
 def run_all(ranks: Sequence[Rank]) -> None:
     """All at once; what one raises is raised."""
     with ThreadPoolExecutor(len(ranks)) as pool:
@@ -140,7 +153,7 @@ def test_a_rank_that_fails_stops_the_others(two_ranks: Callable[..., tuple[Rank,
 
 
 def test_pictures_that_any_rank_could_not_write_are_named_in_order_and_scored_all_the_same(
-    two_ranks: Callable[..., tuple[Rank, Rank]], tmp_path: Path, tiny_clip: Path
+    two_ranks: Callable[..., tuple[Rank, Rank]], tmp_path: Path, tiny_clip: Path, one_load_at_a_time: None
 ) -> None:
     (tmp_path / "validation").write_text("a file where the folder should be")
     judge = {"evaluation_type": "clip", "pretrained_evaluation_model_name_or_path": str(tiny_clip)}

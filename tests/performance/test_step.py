@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.config.run import Dtypes, Run
 from simpletuner.data.samples import Batch, Cursor, MicroBatch
+from simpletuner.errors import RunError
 from simpletuner.families import load as load_family
 from simpletuner.training.engine import Engine
 from simpletuner.training.trainer import Trainer
@@ -89,7 +90,7 @@ def watched(run: Run, steps: int) -> Watched:
     stream = Watched(batch, steps)
     denoiser = family.load_denoiser()
     tuning = build_tuning(family, denoiser, run)
-    with Engine(run) as engine:
+    with Engine(run) as engine, pytest.raises(RunError, match="no dataset has anything left"):
         Trainer(run, engine, family, denoiser, tuning, stream, [], lambda event: None, steps=1_000).fit()
     return stream
 
