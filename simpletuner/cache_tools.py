@@ -34,7 +34,7 @@ from simpletuner.events import Tell
 from simpletuner.families import load as load_family
 from simpletuner.families.downloads import downloads
 from simpletuner.preflight import open_sets, shots_of
-from simpletuner.stocks import Filled, Kept, filled_of, kept_pictures
+from simpletuner.stocks import Filled, Kept, kept_pictures
 from simpletuner.text_cache import wanted_prompts
 
 __all__ = ["Caches", "Needed", "caches_of", "recipe_folders", "recipe_in", "verify", "why"]
@@ -100,7 +100,7 @@ def caches_of(run: Run, tell: Tell) -> Caches:
     pictures = list(kept_pictures(run, family, sets, known=ImageSet.previous))
     texts = tuple(encoder.recipe for encoder in family.text_encoders())
     assert run.text_embeds.cache_dir is not None, "config/derive.py fills in cache_dir"
-    text_folder, text_filled = Path(run.text_embeds.cache_dir), filled_of(run.text_embeds)
+    text_folder, text_filled = Path(run.text_embeds.cache_dir), run.text_embeds.filled
     wants: list[tuple[Path, Needed]] = [(kept.images.cache_dir, _needed(kept)) for kept in pictures]
     others = _others(sets)
     wants += [_of_others(folder, want, others) for folder, want in wants]

@@ -27,7 +27,7 @@ from simpletuner.families import load as load_family
 from simpletuner.families.base import ModelFamily, Shot
 from simpletuner.families.downloads import Download, downloads
 from simpletuner.preflight import Bucket, Length, bucket_table, by_use, judged_table, length_of, open_sets, plan_of, shots_of
-from simpletuner.stocks import CacheStock, filled_of, held_in_memory, picture_stocks, text_stocks
+from simpletuner.stocks import CacheStock, held_in_memory, picture_stocks, text_stocks
 from simpletuner.text_cache import size, wanted_prompts
 from simpletuner.training.checkpoints import find_checkpoint
 
@@ -182,7 +182,7 @@ def _workload(run: Run, sets: Sequence[ImageSet], shots: Sequence[Shot], prompts
         answered=answered,
         encoded=[_largest(images, images.entry.vae_batch_size) for images in sets],
         prompts=prompts,
-        is_live=any(filled_of(images.entry) != "before" for images in sets),
+        is_live=any(images.entry.filled != "before" for images in sets),
         held_bytes=held_bytes,
     )
 
@@ -231,7 +231,7 @@ def _writings(
 def folder_problems(run: Run) -> Iterator[Problem]:
     """Folders that cannot be written. What lies within one of them is not told again."""
     folders = {"output_dir": run.checkpointing.output_dir}
-    if filled_of(run.text_embeds) != "never":
+    if run.text_embeds.filled != "never":
         folders[f"{run.text_embeds.id}.cache_dir"] = run.text_embeds.cache_dir or ""
     told: list[Path] = []
     for option, folder in (folders | set_folders(run)).items():

@@ -124,7 +124,7 @@ def memory_of(run: Run, work: Workload) -> Memory:
     """All stages in their order, the training last."""
     family = load_family(run)
     size = min(run.text_embeds.text_encoder_batch_size, max(work.prompts, 1))
-    is_live_text = run.text_embeds.text_cache_disable or run.text_embeds.text_cache_ondemand
+    is_live_text = run.text_embeds.filled != "before"
     pictures = [family.image_encoder(), *(encoder for encoder, _ in filter(None, [family.image_prompts()]))]
     lent = [(text_stage(run, encoder, size), is_live_text) for encoder in family.text_encoders()]
     lent += [(image_stage(run, encoder, work.encoded), work.is_live) for encoder in pictures]

@@ -48,7 +48,7 @@ def lent_prompts(
     """The embeds of all prompts. Text encoders stay in memory in the block only where the run has no cache filled before it."""
     options = run.text_embeds
     prompts = wanted_prompts(sets, shots)
-    if not (options.text_cache_disable or options.text_cache_ondemand):
+    if options.filled == "before":
         cached = open_store(run, family)
         fill_prompts(cached, family, prompts, device=engine.device, ranks=engine, tell=tell)
         yield cached
@@ -79,7 +79,7 @@ def lent_latents(
 
     The encoder stays in memory in the block only where there is a set whose cache is not filled before.
     """
-    cached = [images for images in sets if not is_live(images)]
+    cached = [images for images in sets if images.entry.filled == "before"]
     filled: list[LatentStore] = []
     if cached:
         filled = fill_latents(cached, encoder, dtype=dtype, device=engine.device, ranks=engine, tell=tell, part=part)
@@ -92,7 +92,7 @@ def lent_latents(
         memory, recipe, rest = Memory(), latent_recipe(encoder, dtype), iter(filled)
         stores: list[Latents] = []
         for images in sets:
-            if not is_live(images):
+            if images.entry.filled == "before":
                 stores.append(next(rest))
                 continue
             entry = images.entry
@@ -120,11 +120,6 @@ def lent_image_prompts(
     encoder, share = asked
     with lent_latents(sets, encoder, engine, tell, dtype="float32", part="image embeds") as stores:
         yield ImagePrompts(stores, share)
-
-
-def is_live(images: ImageSet) -> bool:
-    """Whether pictures of the set are encoded while training."""
-    return images.entry.vae_cache_disable or images.entry.vae_cache_ondemand
 
 
 class FaultReport:

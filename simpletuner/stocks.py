@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
 
-from simpletuner.config.datasets import ImageDataset, TextEmbedsDataset
+from simpletuner.config.datasets import Filled
 from simpletuner.config.run import Run
 from simpletuner.data import masks
 from simpletuner.data.cache import KEY_DTYPE, Keys, TensorCache
@@ -26,10 +26,8 @@ from simpletuner.families.base import ModelFamily
 from simpletuner.preflight import by_use
 from simpletuner.text_cache import open_store, size
 
-__all__ = ["CacheStock", "Filled", "Kept", "filled_of", "held_in_memory", "kept_pictures", "picture_stocks", "text_stocks"]
+__all__ = ["CacheStock", "Kept", "held_in_memory", "kept_pictures", "picture_stocks", "text_stocks"]
 
-Filled = Literal["before", "ondemand", "never"]
-"""Before the training; while training, into the cache (`..._ondemand`); while training, and not kept (`..._disable`)."""
 Kind = Literal["pictures", "image embeds", "masks", "prompts"]
 Known = Callable[[ImageSet, int], Remembered | None]
 """What is believed of a picture's bytes without reading it."""
@@ -59,8 +57,9 @@ class Kept:
         held = self._cache.held(self.keys).sum() if self._cache is not None and len(self.keys) else 0
         return self.unread + len(self.keys) - int(held)
 
-    @property
+    @cached_property
     def _cache(self) -> TensorCache | None:
+        """Opened once: that reads the header of every shard."""
         return TensorCache(self.images.cache_dir, self.recipe) if self.recipe is not None else None
 
 
@@ -85,7 +84,7 @@ def _encoded(images: ImageSet, kind: Kind, encoder: PictureEncoder, dtype: str, 
     found = [(sample, each.digest) for sample in alive if (each := known(images, sample)) is not None]
     keys = np.unique(np.array([_encoded_key(images, *each) for each in found], KEY_DTYPE))
     recipe = latent_recipe(encoder, dtype) if is_here else None
-    return Kept(images, kind, recipe, keys, len(alive) - len(found), filled_of(images.entry), partial(_encoded_key, images))
+    return Kept(images, kind, recipe, keys, len(alive) - len(found), images.entry.filled, partial(_encoded_key, images))
 
 
 def _at(keys: Keys, sample: int, _digest: bytes) -> str:
@@ -94,15 +93,6 @@ def _at(keys: Keys, sample: int, _digest: bytes) -> str:
 
 def _encoded_key(images: ImageSet, sample: int, digest: bytes) -> str:
     return latent_key(digest, images.place(sample))
-
-
-def filled_of(entry: ImageDataset | TextEmbedsDataset) -> Filled:
-    """When what is encoded of a set, or of the prompts, comes into its cache."""
-    if isinstance(entry, TextEmbedsDataset):
-        is_never, is_ondemand = entry.text_cache_disable, entry.text_cache_ondemand
-    else:
-        is_never, is_ondemand = entry.vae_cache_disable, entry.vae_cache_ondemand
-    return "never" if is_never else "ondemand" if is_ondemand else "before"
 
 
 # counted
@@ -158,7 +148,7 @@ def picture_stocks(run: Run, family: ModelFamily, sets: Sequence[ImageSet], *, i
 def text_stocks(run: Run, family: ModelFamily, prompts: Sequence[Prompt], *, is_here: bool) -> Iterator[CacheStock]:
     """Of each text encoder's embeds, likewise."""
     store = open_store(run, family) if is_here else None
-    filled, folder = filled_of(run.text_embeds), run.text_embeds.cache_dir
+    filled, folder = run.text_embeds.filled, run.text_embeds.cache_dir
     assert folder is not None, "config/derive.py fills in cache_dir"
     for number, encoder in enumerate(family.text_encoders(), start=1):
         name = f"text encoder {number}" if store is None else encoder.recipe.name

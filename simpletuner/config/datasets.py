@@ -12,10 +12,18 @@ from pydantic import Field, field_validator
 from simpletuner.config.caption_shuffle import CaptionShuffle
 from simpletuner.config.options import Section, option
 
-__all__ = ["ENTRIES", "ConditioningDataset", "ImageDataset", "ImageEmbedsDataset", "TextEmbedsDataset"]
+__all__ = ["ENTRIES", "ConditioningDataset", "Filled", "ImageDataset", "ImageEmbedsDataset", "TextEmbedsDataset"]
 
 Positive = Annotated[float, Field(gt=0)]
 Edge = Annotated[int, Field(gt=0)]
+
+
+Filled = Literal["before", "ondemand", "never"]
+"""When a cache is filled: before the training; while training (`..._ondemand`); not at all (`..._disable`)."""
+
+
+def _filled(*, is_never: bool, is_ondemand: bool) -> Filled:
+    return "never" if is_never else "ondemand" if is_ondemand else "before"
 
 
 class ImageDataset(Section):
@@ -250,6 +258,11 @@ class ImageDataset(Section):
             )
         return value
 
+    @property
+    def filled(self) -> Filled:
+        """When its latents come into their cache."""
+        return _filled(is_never=self.vae_cache_disable, is_ondemand=self.vae_cache_ondemand)
+
 
 class TextEmbedsDataset(Section):
     """Where encoded prompts are kept."""
@@ -284,6 +297,11 @@ class TextEmbedsDataset(Section):
 
     write_batch_size: int = option(128, ge=1)
     """Prompts in one shard of the cache."""
+
+    @property
+    def filled(self) -> Filled:
+        """When embeds come into their cache."""
+        return _filled(is_never=self.text_cache_disable, is_ondemand=self.text_cache_ondemand)
 
 
 class ImageEmbedsDataset(Section):

@@ -77,7 +77,7 @@ def verify_judge(run: Run, *, may_fetch: bool = True) -> None:
 
 def judge_needs(run: Run) -> list[tuple[Repository, str]]:
     """The repository that a run's judge is read from, wholly (""), as a family tells its own; none if nothing is scored."""
-    if run.scores.evaluation_type != "clip":
+    if run.scores.evaluation_type != "clip" or not run.validation.has_gallery:
         return []
     return [(Repository(run.scores.pretrained_evaluation_model_name_or_path, option=OPTION), "")]
 

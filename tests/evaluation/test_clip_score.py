@@ -10,7 +10,7 @@ from PIL import Image
 
 from simpletuner.config.run import Run
 from simpletuner.errors import UserError
-from simpletuner.evaluation.clip_score import ClipScore, figures_of, verify_judge
+from simpletuner.evaluation.clip_score import ClipScore, figures_of, judge_needs, verify_judge
 from simpletuner.networks.attention import preferring
 from tests.tiny_clip import build_clip, judged
 
@@ -64,6 +64,8 @@ def test_a_whole_judge_passes_and_none_is_asked_for_where_nothing_is_judged(
     verify_judge(judging())
     verify_judge(make_run("sana", pretrained_evaluation_model_name_or_path=str(tmp_path), validation_prompt="a cat"))
     verify_judge(judging(tmp_path, None))
+    assert [part for _, part in judge_needs(judging())] == [""]
+    assert judge_needs(judging(tmp_path, None)) == [], "without a gallery none is fetched"
 
 
 @pytest.mark.parametrize(
